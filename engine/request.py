@@ -1,0 +1,86 @@
+"""A request, how its tokens are sampled, its phases and its timestamps."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request's tokens are chosen. `temperature=0` is greedy. Requests of all kinds mix in one batch.
+
+    Raises:
+      ConfigError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # keep the k most likely tokens; 0: all
+    top_p: float = 1.0  # keep the smallest set of most likely tokens with at least this mass
+    seed: int | None = None  # None: derived from the engine's seed and the order of arrival
+    max_tokens: int = 128
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    forced_tokens: tuple[int, ...] = ()  # teacher forcing: these tokens are produced, whatever the logits say
+
+    def __post_init__(self):
+        def require(ok: bool, what: str) -> None:
+            if not ok:
+                raise ConfigError(what)
+
+        require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        require(self.top_k >= 0, f"top_k must be >= 0 (0: off), got {self.top_k}")
+        require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        require(self.max_tokens >= 1, f"max_tokens must be >= 1, got {self.max_tokens}")
+        require(self.seed is None or 0 <= self.seed < 2**31, f"seed must be in [0, 2^31), got {self.seed}")
+
+    @property
+    def greedy(self) -> bool:
+        """True when the most likely token is taken."""
+        return self.temperature == 0.0
+
+
+class Phase(enum.Enum):
+    """Where a request is in its life."""
+
+    WAITING = "waiting"  # arrived, or preempted and waiting to be recomputed
+    RUNNING = "running"  # holds a slot and pages
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Request:
+    """One request. Times are seconds on the engine's clock; None until they happen."""
+
+    id: str
+    prompt: np.ndarray  # int32 [T]
+    params: SamplingParams
+    arrival: float  # t0: when it was due, not when it was handed over
+    seed: int = 0  # of its sampling key, resolved
+    phase: Phase = Phase.WAITING
+    slot: int = -1  # row of the page table while RUNNING
+    output: list[int] = field(default_factory=list)  # tokens produced
+    token_times: list[float] = field(default_factory=list)  # when each became known to the host
+    finish_reason: str | None = None  # stop | length | abort
+    injected: float | None = None  # when the engine learned of it
+    scheduled: float | None = None  # when its first prefill was submitted
+    finished: float | None = None
+    num_preemptions: int = 0
+    logits: list[np.ndarray] = field(default_factory=list)  # float32 [V] per token, with capture_logits
+    info: dict[str, Any] = field(default_factory=dict)  # the workload's own columns
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and produced tokens."""
+        return len(self.prompt) + len(self.output)
+
+    def all_tokens(self) -> np.ndarray:
+        """Prompt and produced tokens, int32 [num_tokens]: what a recomputation prefills."""
+        return (
+            np.concatenate([self.prompt, np.asarray(self.output, np.int32)]) if self.output else self.prompt
+        )
