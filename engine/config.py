@@ -79,9 +79,7 @@ class ModelConfig:
             "max_context",
         ):
             value = getattr(self, name)
-            _require(
-                isinstance(value, int) and value > 0, f"model {name} must be an integer > 0, got {value!r}"
-            )
+            _require(isinstance(value, int) and value > 0, f"model {name} must be an integer > 0, got {value!r}")
         _require(
             self.num_heads % self.num_kv_heads == 0,
             f"model num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}",
@@ -138,9 +136,7 @@ class CacheConfig:
         c = self.pages_per_chunk
         _require(c is None or 1 <= c <= 4096, f"pages_per_chunk must be in [1, 4096], got {c}")
         sizes = [n for n in ("num_pages", "device_bytes", "device_fraction") if getattr(self, n) is not None]
-        _require(
-            len(sizes) <= 1, f"the device tier is sized twice, by {' and by '.join(sizes)}; give one of them"
-        )
+        _require(len(sizes) <= 1, f"the device tier is sized twice, by {' and by '.join(sizes)}; give one of them")
         _require(self.num_pages is None or self.num_pages > 0, f"num_pages must be > 0, got {self.num_pages}")
         _require(
             self.device_bytes is None or self.device_bytes > 0,
@@ -160,9 +156,7 @@ class SchedulerConfig:
     watermark: float = 0.01  # share of pages kept free at admission
 
     def __post_init__(self):
-        _require(
-            1 <= self.max_num_seqs <= 4096, f"max_num_seqs must be in [1, 4096], got {self.max_num_seqs}"
-        )
+        _require(1 <= self.max_num_seqs <= 4096, f"max_num_seqs must be in [1, 4096], got {self.max_num_seqs}")
         t = self.max_num_batched_tokens
         _require(t is None or t >= 1, f"max_num_batched_tokens must be >= 1, got {t}")
         _require(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")
@@ -182,9 +176,7 @@ class EngineConfig:
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
     attention_backend: str | None = None  # None: the default, which always works; a name is obeyed or fails
     query_tile: int = 64  # TQ: tokens in one prefill query tile
-    max_tiles: int = (
-        16  # NT: query tiles in one device program; longer prefills loop over it inside each layer
-    )
+    max_tiles: int = 16  # NT: query tiles in one device program; longer prefills loop over it inside each layer
     precompile: bool = False  # compile every bucket at start-up and print the table
     compilation_cache_dir: str | None = "~/.cache/folio/jax"  # None: off
     debug_checks: bool = False  # check invariants and page tables on the host at every step
@@ -196,13 +188,9 @@ class EngineConfig:
             self.max_context is None or self.max_context >= 2,
             f"max_context must be >= 2, got {self.max_context}",
         )
-        _require(
-            self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}"
-        )
+        _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(self.tensor == 1, f"tensor={self.tensor}: more than one device is not built yet")
-        _require(
-            self.async_depth == 0, f"async_depth={self.async_depth}: only the synchronous loop is built yet"
-        )
+        _require(self.async_depth == 0, f"async_depth={self.async_depth}: only the synchronous loop is built yet")
         _require(
             self.query_tile >= 8 and self.query_tile & (self.query_tile - 1) == 0,
             f"query_tile must be a power of two >= 8, got {self.query_tile}",

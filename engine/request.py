@@ -81,6 +81,4 @@ class Request:
 
     def all_tokens(self) -> np.ndarray:
         """Prompt and produced tokens, int32 [num_tokens]: what a recomputation prefills."""
-        return (
-            np.concatenate([self.prompt, np.asarray(self.output, np.int32)]) if self.output else self.prompt
-        )
+        return np.concatenate([self.prompt, np.asarray(self.output, np.int32)]) if self.output else self.prompt
