@@ -8,6 +8,7 @@ is known to the host).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class RequestMetrics:
     def from_request(cls, request: Request) -> RequestMetrics:
         """The metrics of a request in any phase; parts that did not happen are None."""
         t0, times = request.arrival, request.token_times
-        gaps = tuple(float(b - a) for a, b in zip(times, times[1:], strict=False))
+        gaps = tuple(float(b - a) for a, b in itertools.pairwise(times))
         queue = None if request.scheduled is None else request.scheduled - t0
         prefill = times[0] - request.scheduled if times and request.scheduled is not None else None
         return cls(
