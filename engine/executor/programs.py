@@ -7,6 +7,7 @@ times; nothing here loops over layers. All integers of a sub-batch come in one p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -70,11 +71,16 @@ class Programs:
             out_specs=(heads, pages),
             check_vma=False,
         )
+        written = []
+
+        def write_and_attend(q, k, v):
+            o, new_kv = attend(q, k, v, kv, table, packed, index, window)
+            written.append(new_kv)
+            return o
+
         with jax.named_scope("layer"):
-            x, kv = llama.layer(
-                weights, self.model, x, rope, lambda q, k, v: attend(q, k, v, kv, table, packed, index, window)
-            )
-        return kv, x
+            x = llama.layer(weights, self.model, x, rope, write_and_attend)
+        return written[0], x
 
     def _attend(self, bucket: Bucket, q, k, v, kv: KVArena, table, packed, index, window):
         """Writes the sub-batch's K and V, then attends. q [T, H, D], k and v [T, K, D] -> o [T, H, D], kv.
@@ -137,5 +143,7 @@ def _apply_deltas(table: jax.Array, deltas: jax.Array) -> jax.Array:
 
 
 def _poison(kv: KVArena, mask: jax.Array) -> KVArena:
-    """Fills the pages with mask [P] with NaN: nothing may read them before a step has written them."""
-    return kv.fill_nan(mask)
+    """Fills the pages of mask [P] with NaN: nothing may read them before a step has written them."""
+    nan = kv.encode(jnp.float32(jnp.nan))
+    fill = lambda pages: jnp.where(mask[:, None, None, None], nan, pages)  # noqa: E731
+    return replace(kv, k=fill(kv.k), v=fill(kv.v))
