@@ -1,0 +1,224 @@
+"""Workloads: who arrives when, with how many prompt tokens, and how many tokens it produces.
+
+A workload is named by a spec, `name[:file][,option=value]...`:
+
+    synthetic:rate=2,arrivals=poisson,num=100,prompt=lognormal:256:512,output=fixed:64
+    azure:TRACE.csv,num=200,scale_len=0.25,rate_scale=0.5
+    azure-like:num=100,rate=1.5
+
+`build` parses the spec, calls the builder registered under the name, then applies the options common to all:
+
+    num, start    how many requests to keep, after skipping `start` of them
+    seed          of arrivals, lengths and token ids (default 0)
+    scale_len     multiplies prompt and output lengths (at least 1 token stays)
+    max_prompt, max_output    clip lengths, after scaling
+    rate_scale    multiplies the arrival rate; time_scale multiplies the gaps (give one)
+
+Same spec, same requests, bit for bit; a smaller `num` is a prefix of a larger one. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import WorkloadError
+
+
+@dataclass(frozen=True)
+class WorkloadRequest:
+    """One request of a workload. It produces exactly `output_len` tokens (end-of-sequence ids are ignored)."""
+
+    id: str
+    arrival_s: float  # due, seconds after the start of the run
+    prompt_len: int  # tokens
+    output_len: int  # tokens
+    token_seed: int = 0  # of its prompt's token ids
+
+    def prompt_tokens(self, vocab_size: int) -> np.ndarray:
+        """Seeded random token ids, int32 [prompt_len], uniform over the vocabulary; traces record only lengths."""
+        rng = np.random.default_rng(self.token_seed)
+        return rng.integers(0, vocab_size, self.prompt_len, dtype=np.int32)
+
+
+class Options:
+    """The `option=value` part of a spec. Reading one marks it as known; `finish` refuses what nobody read."""
+
+    def __init__(self, spec: str, values: dict[str, str]):
+        self.spec = spec
+        self._values = values
+        self._known: list[str] = []
+
+    def text(self, name: str) -> str | None:
+        """The option as written, or None when it is not given."""
+        self._known.append(name)
+        return self._values.get(name)
+
+    def optional_number(self, name: str) -> float | None:
+        """A finite number > 0, or None when it is not given."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not 0 < value < float("inf"):
+            raise self.error(f"{name} must be a number > 0, got {text!r}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A finite number > 0."""
+        value = self.optional_number(name)
+        return default if value is None else value
+
+    def optional_integer(self, name: str, low: int = 1) -> int | None:
+        """An integer >= `low`, or None when it is not given."""
+        text = self.text(name)
+        if text is None:
+            return None
+        if not text.isdecimal() or int(text) < low:
+            raise self.error(f"{name} must be an integer >= {low}, got {text!r}")
+        return int(text)
+
+    def integer(self, name: str, default: int, low: int = 1) -> int:
+        """An integer >= `low`."""
+        value = self.optional_integer(name, low)
+        return default if value is None else value
+
+    def choice(self, name: str, known: Sequence[str], default: str) -> str:
+        """One of `known`."""
+        text = self.text(name) or default
+        if text not in known:
+            raise self.error(f"{name} must be one of {', '.join(known)}, got {text!r}")
+        return text
+
+    def finish(self) -> None:
+        """Raises WorkloadError for an option that no reader asked for."""
+        unknown = sorted(set(self._values) - set(self._known))
+        if unknown:
+            raise self.error(f"unknown option {', '.join(unknown)}; known: {', '.join(dict.fromkeys(self._known))}")
+
+    def error(self, what: str) -> WorkloadError:
+        """An error that quotes the spec."""
+        return WorkloadError(f"workload {self.spec!r}: {what}")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which requests are wanted, known to a builder so that it can generate or read no more than that."""
+
+    start: int
+    num: int | None  # None: all there are (a generator's default otherwise)
+    seed: int
+
+    def end(self, default_num: int) -> int:
+        """Index after the last wanted request of a generator."""
+        return self.start + (self.num if self.num is not None else default_num)
+
+
+Builder = Callable[[str | None, Options, Window], list[WorkloadRequest]]
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Registers a builder `(file, options, window) -> requests [0, window.end)` under a spec name."""
+
+    def add(builder: Builder) -> Builder:
+        _BUILDERS[name] = builder
+        return builder
+
+    return add
+
+
+def names() -> list[str]:
+    """Registered workload names."""
+    _load_builtin()
+    return sorted(_BUILDERS)
+
+
+def build(spec: str) -> list[WorkloadRequest]:
+    """The requests of a spec, in order of arrival, the first one due at 0 s when `start` skipped any.
+
+    Raises:
+      WorkloadError: an unknown name or option, a value out of range, or a file that cannot be read (file:line named).
+    """
+    name, file, values = _parse(spec)
+    known = names()
+    if name not in known:
+        raise WorkloadError(f"workload {spec!r}: unknown name {name!r}; known: {', '.join(known)}")
+    options = Options(spec, values)
+    window = Window(
+        options.integer("start", 0, low=0), options.optional_integer("num"), options.integer("seed", 0, low=0)
+    )
+    requests = _BUILDERS[name](file, options, window)
+    transform = _common_transform(options)
+    options.finish()
+    kept = requests[window.start :][: window.num]
+    if not kept:
+        raise options.error(f"no request is left: {len(requests)} available, start={window.start}")
+    if window.num is not None and len(kept) < window.num:
+        raise options.error(f"num={window.num} from start={window.start}, but only {len(kept)} requests are there")
+    t0 = kept[0].arrival_s if window.start else 0.0
+    return [transform(i, dataclasses.replace(r, arrival_s=r.arrival_s - t0)) for i, r in enumerate(kept, window.start)]
+
+
+def mean_rate(requests: Sequence[WorkloadRequest]) -> float:
+    """Mean arrival rate in requests/s between the first and the last arrival (inf when they coincide)."""
+    span = requests[-1].arrival_s - requests[0].arrival_s
+    return (len(requests) - 1) / span if span > 0 else float("inf")
+
+
+def at_rate(requests: Sequence[WorkloadRequest], rate: float) -> list[WorkloadRequest]:
+    """The same requests with their gaps stretched evenly, so that the mean rate is `rate` requests/s."""
+    stretch = mean_rate(requests) / rate
+    if not np.isfinite(stretch):
+        raise WorkloadError("these requests all arrive at once: they have no rate to change")
+    return [dataclasses.replace(r, arrival_s=r.arrival_s * stretch) for r in requests]
+
+
+def _parse(spec: str) -> tuple[str, str | None, dict[str, str]]:
+    name, _, rest = spec.partition(":")
+    items = [item for item in rest.split(",") if item]
+    file = items.pop(0) if items and "=" not in items[0] else None
+    values: dict[str, str] = {}
+    for item in items:
+        key, eq, value = item.partition("=")
+        if not eq or not key or not value:
+            raise WorkloadError(f"workload {spec!r}: expected option=value, got {item!r}")
+        if key in values:
+            raise WorkloadError(f"workload {spec!r}: option {key} is given twice")
+        values[key] = value
+    return name, file, values
+
+
+def _common_transform(options: Options) -> Callable[[int, WorkloadRequest], WorkloadRequest]:
+    scale = options.number("scale_len", 1.0)
+    max_prompt, max_output = options.optional_integer("max_prompt"), options.optional_integer("max_output")
+    rate_scale, time_scale = options.optional_number("rate_scale"), options.optional_number("time_scale")
+    if rate_scale and time_scale:
+        raise options.error("rate_scale and time_scale say the same thing; give one of them")
+    stretch = time_scale or 1.0 / (rate_scale or 1.0)
+
+    def length(tokens: int, limit: int | None) -> int:
+        scaled = max(1, round(tokens * scale))
+        return scaled if limit is None else min(scaled, limit)
+
+    def apply(index: int, r: WorkloadRequest) -> WorkloadRequest:
+        return dataclasses.replace(
+            r,
+            id=str(index),
+            arrival_s=r.arrival_s * stretch,
+            prompt_len=length(r.prompt_len, max_prompt),
+            output_len=length(r.output_len, max_output),
+        )
+
+    return apply
+
+
+def _load_builtin() -> None:
+    """Importing the modules registers their builders."""
+    from experiments import workload_azure, workload_synthetic  # noqa: F401
