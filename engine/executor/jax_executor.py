@@ -171,5 +171,3 @@ def pack_sampling(batch: SubBatch, sampling: SamplingRows) -> np.ndarray:
     for row, values in zip(rows, columns, strict=True):
         row[batch.head_rows] = np.ascontiguousarray(values[batch.plan_rows]).view(np.int32)
     return rows
-
-

@@ -115,6 +115,12 @@ class PagedStore:
         merged[:, 3] = self.table[merged[:, 1], merged[:, 0], merged[:, 2]]
         return merged
 
+    def unmapped_pages(self) -> np.ndarray:
+        """Pages of the arena that no sequence maps and that are not reserved, bool [P]."""
+        unmapped = self.pool.refcount == 0
+        unmapped[: self.pool.pages_per_chunk] = False
+        return unmapped
+
     def check(self) -> None:
         """Asserts every invariant: pool, slots, owners = references, no page of a layer in another layer's chunk."""
         self.pool.check()

@@ -59,6 +59,10 @@ class KVStore(Protocol):
         """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
         ...
 
+    def unmapped_pages(self) -> np.ndarray:
+        """Pages of the arena that no sequence maps and that are not reserved, bool [P]."""
+        ...
+
     def check(self) -> None:
         """Asserts every invariant (debug mode and tests)."""
         ...

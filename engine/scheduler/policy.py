@@ -14,6 +14,8 @@ from engine.scheduler.state import SchedulerState
 class Policy(Protocol):
     """Plans steps over a `SchedulerState`."""
 
+    mixes: bool  # whether a step may prefill and decode at once
+
     def plan(self, now: float) -> Plan:
         """The next step at time `now` (seconds on the engine's clock); an empty plan when nothing can run."""
         ...

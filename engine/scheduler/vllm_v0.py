@@ -21,6 +21,8 @@ NOBODY = np.empty(0, np.int32)
 class VllmV0:
     """Whole-prompt prefill first, prompt-only admission, preemption by recompute."""
 
+    mixes = False
+
     def __init__(self, config: SchedulerConfig, state: SchedulerState, max_batched_tokens: int):
         self.state = state
         self.max_batched_tokens = max_batched_tokens
