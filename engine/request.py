@@ -62,6 +62,8 @@ class Request:
     params: SamplingParams
     arrival: float  # t0: when it was due, not when it was handed over
     seed: int = 0  # of its sampling key, resolved
+    max_length: int = 0  # prompt and output together, resolved against the context
+    stop_ids: frozenset[int] = frozenset()  # tokens that end it, the model's own included unless ignored
     phase: Phase = Phase.WAITING
     slot: int = -1  # row of the page table while RUNNING
     output: list[int] = field(default_factory=list)  # tokens produced

@@ -1,0 +1,19 @@
+"""Kernels over a paged KV cache, one folder each: `api.py`, `reference.py` and one file per backend."""
+
+from pallas_kernels.decode_attention import decode_attention
+from pallas_kernels.kv_cache import KVArena, KVSpec, KVView, PagedView, RunView, init_arena, storage_dtype
+from pallas_kernels.prefill_attention import prefill_attention
+from pallas_kernels.write_kv import write_kv
+
+__all__ = [
+    "KVArena",
+    "KVSpec",
+    "KVView",
+    "PagedView",
+    "RunView",
+    "decode_attention",
+    "init_arena",
+    "prefill_attention",
+    "storage_dtype",
+    "write_kv",
+]

@@ -1,0 +1,281 @@
+"""The serving loop: plan, submit, collect, account. Scheduling runs on the host, outside jit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from engine.clock import WallClock
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import RequestError
+from engine.metrics import StepRecord
+from engine.outputs import RequestOutput
+from engine.request import Phase, Request, SamplingParams
+from engine.scheduler.plan import Plan, StepResult
+from engine.scheduler.policy import make_policy
+from engine.scheduler.state import SchedulerState
+
+if TYPE_CHECKING:
+    from engine.executor.memory_plan import MemoryPlan
+    from engine.memory.store import KVStore
+    from engine.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | np.ndarray
+REASONS = {1: "stop", 2: "length"}
+
+
+class Executor(Protocol):
+    """Carries plans out: on a device, or on a virtual clock."""
+
+    def submit(self, plan: Plan):
+        """Starts a step and returns a ticket without waiting for results."""
+        ...
+
+    def collect(self, ticket) -> StepResult:
+        """Waits for a step's results."""
+        ...
+
+
+class Engine:
+    """Serves requests with one policy over one store and one executor.
+
+    `from_pretrained` builds one; the constructor takes the parts, for tests and other executors.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        memory: MemoryPlan,
+        store: KVStore,
+        executor: Executor,
+        clock: WallClock,
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.model_config, self.config, self.memory = model, config, memory
+        self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
+        self.state = SchedulerState(store)
+        self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
+        self.step_log: list[StepRecord] = []
+        self._live: dict[str, Request] = {}
+        self._arrivals = 0
+
+    @classmethod
+    def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
+        """An engine for a Hugging Face directory, or for a preset with seeded random weights.
+
+        Raises:
+          ConfigError: an unknown preset, or settings that do not fit the model or the machine.
+          WeightsError: a checkpoint that cannot be read; names the file and the tensor.
+        """
+        from engine.builder import build_engine
+
+        return build_engine(cls, path_or_preset, config or EngineConfig())
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a sequence may have, prompt and output together."""
+        return self.memory.max_context
+
+    @property
+    def num_pages(self) -> int:
+        """Usable pages of the device tier, all layers."""
+        return self.store.num_pages
+
+    def memory_table(self) -> str:
+        """Where the device's memory goes, for people."""
+        return self.memory.table()
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        arrival: float | None = None,
+        info: dict | None = None,
+    ) -> str:
+        """Queues a request and returns its id. `arrival`: when it was due, seconds on `clock` (default: now).
+
+        Raises:
+          RequestError: it can never be served; says why. Nothing is queued.
+        """
+        params = params or SamplingParams()
+        now = self.clock.now()
+        tokens = self._tokens(prompt)
+        max_length = min(len(tokens) + params.max_tokens, self.max_context)
+        request_id = request_id if request_id is not None else f"request-{self._arrivals}"
+        self._refuse_impossible(request_id, tokens, params, max_length)
+        stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.model_config.eos_token_ids))
+        seed = params.seed if params.seed is not None else (self.config.seed * 1_000_003 + self._arrivals) % 2**31
+        request = Request(
+            request_id,
+            tokens,
+            params,
+            arrival=now if arrival is None else arrival,
+            seed=seed,
+            max_length=max_length,
+            stop_ids=frozenset(stops),
+            injected=now,
+            info=info or {},
+        )
+        self._arrivals += 1
+        self._live[request_id] = request
+        self.state.waiting.append(request)
+        return request_id
+
+    def _tokens(self, prompt: Prompt) -> np.ndarray:
+        """A prompt as int32 token ids [T]."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("the prompt is a string but the model has no tokenizer.json: give token ids")
+            prompt = self.tokenizer.encode(prompt)
+        tokens = np.asarray(prompt)
+        if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
+            raise RequestError(
+                f"a prompt must be a string or a non-empty list of token ids, got {tokens.dtype} {list(tokens.shape)}"
+            )
+        bad = np.flatnonzero((tokens < 0) | (tokens >= self.model_config.vocab_size))
+        if len(bad):
+            raise RequestError(
+                f"token id {tokens[bad[0]]} at position {bad[0]} is outside the vocabulary of "
+                f"{self.model_config.vocab_size}"
+            )
+        return tokens.astype(np.int32)
+
+    def _refuse_impossible(self, request_id: str, tokens: np.ndarray, params: SamplingParams, max_length: int) -> None:
+        if request_id in self._live:
+            raise RequestError(f"request id {request_id!r} is in use")
+        if len(tokens) >= self.max_context:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens, the context {self.max_context}: at most {self.max_context - 1} fit"
+            )
+        vocab = self.model_config.vocab_size
+        for name in ("stop_token_ids", "forced_tokens"):
+            bad = [t for t in getattr(params, name) if not 0 <= t < vocab]
+            if bad:
+                raise RequestError(f"{name} {bad[0]} is outside the vocabulary of {vocab}")
+        if not self.store.can_ever_hold(max_length - 1):  # the last token's KV is never needed
+            raise RequestError(
+                f"{max_length} tokens (prompt {len(tokens)} + output) never fit the KV pool of {self.num_pages} pages"
+            )
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request now, whatever its phase. False if it is unknown or has finished."""
+        request = self._live.get(request_id)
+        if request is None:
+            return False
+        if request.phase is Phase.WAITING:
+            self.state.waiting.remove(request)
+        else:
+            self.state.release(np.array([request.slot], np.int32))
+        self._finish(request, "abort", self.clock.now())
+        return True
+
+    def has_work(self) -> bool:
+        """True while a request waits or runs."""
+        return bool(self._live)
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step. Returns an output for every request that got a token in it; none when there is no work."""
+        unmapped = self.store.unmapped_pages() if self.config.poison else None
+        plan = self.policy.plan(self.clock.now())
+        if self.config.debug_checks:
+            self.state.check()
+        if plan.empty:
+            return []
+        if unmapped is not None:
+            unmapped[plan.deltas[:, 3]] = True
+            self.executor.poison(unmapped)  # type: ignore[attr-defined]
+        result = self.executor.collect(self.executor.submit(plan))
+        return self._account(plan, result)
+
+    def _account(self, plan: Plan, result: StepResult) -> list[RequestOutput]:
+        """Phases, metrics and frees of a collected step."""
+        for prefill in plan.prefills:
+            request = self.state.requests[prefill.slot]
+            if request is not None and request.scheduled is None:
+                request.scheduled = result.start
+        slots = plan.sampled_slots
+        ended = self.state.append(slots, result.tokens)
+        outputs = []
+        for row, (slot, token, end) in enumerate(
+            zip(slots.tolist(), result.tokens.tolist(), ended.tolist(), strict=True)
+        ):
+            request = self.state.requests[slot]
+            assert request is not None
+            request.output.append(token)
+            request.token_times.append(result.end)
+            if result.logits is not None:
+                request.logits.append(result.logits[row])
+            if end:
+                self._finish(request, REASONS[end], result.end)
+            outputs.append(RequestOutput(request, 1, bool(end), self.tokenizer))
+        self.state.release(slots[ended > 0])
+        if self.config.debug_checks:
+            self.state.check()
+        self.step_log.append(
+            StepRecord(
+                step=plan.step,
+                start=result.start,
+                end=result.end,
+                num_decode=len(plan.decode_slots),
+                num_prefill_seqs=len(plan.prefills),
+                prefill_tokens=plan.num_prefill_tokens,
+                num_waiting=len(self.state.waiting),
+                num_running=len(self.state.running),
+                free_pages=self.store.num_free_pages,
+                num_preempted=plan.num_preempted,
+                num_finished=int((ended > 0).sum()),
+            )
+        )
+        return outputs
+
+    def _finish(self, request: Request, reason: str, now: float) -> None:
+        request.phase, request.finish_reason, request.finished = Phase.FINISHED, reason, now
+        del self._live[request.id]
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Serves the prompts together and returns their outputs in the order of the prompts.
+
+        Raises:
+          RequestError: a prompt can never be served; nothing is queued then.
+        """
+        each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
+        ids: list[str] = []
+        try:
+            for prompt, p in zip(prompts, each, strict=True):
+                ids.append(self.add_request(prompt, p))
+        except RequestError:
+            for request_id in ids:
+                self.abort(request_id)
+            raise
+        done: dict[str, RequestOutput] = {}
+        while len(done) < len(ids):
+            done.update((o.request_id, o) for o in self.step() if o.finished)
+        return [done[i] for i in ids]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Serves one prompt, yielding an output for each of its tokens. Leaving the loop early aborts it."""
+        request_id = self.add_request(prompt, params)
+        try:
+            finished = False
+            while not finished:
+                for output in self.step():
+                    if output.request_id == request_id:
+                        finished = output.finished
+                        yield output
+        finally:
+            self.abort(request_id)
+
+    def warmup(self) -> list[tuple[str, float]]:
+        """Compiles every bucket's programs, so that serving compiles nothing. Returns (bucket, seconds) rows."""
+        from engine.builder import warm_up
+
+        return warm_up(self)

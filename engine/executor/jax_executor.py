@@ -1,0 +1,173 @@
+"""The real executor: carries a plan out on the device.
+
+Device state is the KV arena and the page table (both donated through every program that changes them) and the last token
+sampled into each slot, from which the next decode step reads its input. `submit` only dispatches; `collect` waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from engine.clock import WallClock
+from engine.config import EngineConfig, ModelConfig
+from engine.executor.packing import Bucket, Packer, SubBatch
+from engine.executor.programs import Programs
+from engine.scheduler.plan import Plan, SamplingRows, StepResult
+from pallas_kernels import KVSpec, init_arena
+
+DELTA_SIZES = (256, 4096)  # entries of one page-table scatter; more of them take several
+NO_WINDOW = np.iinfo(np.int32).max // 2
+
+
+@dataclass
+class Ticket:
+    """A submitted step."""
+
+    plan: Plan
+    batches: list[SubBatch]
+    last_tokens: jax.Array  # int32 [slots + 1], after the step
+    logits: list[jax.Array | None]  # per sub-batch
+    start: float
+
+
+class JaxExecutor:
+    """Implements submit / collect over JAX programs. One per engine."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        params: Any,
+        config: EngineConfig,
+        mesh: Mesh,
+        spec: KVSpec,
+        arena_pages: int,
+        num_slots: int,
+        table_width: int,
+        clock: WallClock,
+    ):
+        self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
+        self.num_slots = num_slots
+        self._replicated = NamedSharding(mesh, P())
+        self._kv = init_arena(spec, arena_pages, NamedSharding(mesh, P(None, None, "tensor")), poison=config.poison)
+        self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
+        self._last_tokens = self._put(np.zeros(num_slots + 1, np.int32))  # the last entry is nobody's
+        self._layer_index = [self._put(np.int32(i)) for i in range(model.num_layers)]
+        windows = model.windows or (None,) * model.num_layers
+        self._windows = [self._put(np.int32(NO_WINDOW if w is None else w)) for w in windows]
+        self.packer = Packer(num_slots, config.query_tile, config.max_tiles, config.deterministic)
+        self.programs = Programs(
+            model, mesh, config.attention_backend, config.deterministic, capture=config.capture_logits
+        )
+
+    def _put(self, array: Any) -> jax.Array:
+        """To every device of the mesh. JAX may alias the buffer: hand over fresh arrays and never change them."""
+        return jax.device_put(array, self._replicated)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the arena over all devices."""
+        return self._kv.k.nbytes + self._kv.v.nbytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the page tables on each device."""
+        return self._table.nbytes
+
+    def submit(self, plan: Plan) -> Ticket:
+        """Dispatches the plan's programs without waiting for them."""
+        start = self.clock.now()
+        self._apply_deltas(plan.deltas)
+        batches = self.packer.pack(plan)
+        packed = [self._put(b.packed) for b in batches]
+        states = [
+            self.programs.embed(b.bucket)(self.params, self._last_tokens, p)
+            for b, p in zip(batches, packed, strict=True)
+        ]
+        xs, ropes = [x for x, _ in states], [rope for _, rope in states]
+        for weights, index, window in zip(self.params["layers"], self._layer_index, self._windows, strict=True):
+            for i, batch in enumerate(batches):
+                layer = self.programs.layer(batch.bucket)
+                self._kv, xs[i] = layer(weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window)
+        logits = []
+        for x, batch, p in zip(xs, batches, packed, strict=True):
+            logits.append(self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else None)
+        return Ticket(plan, batches, self._last_tokens, logits, start)
+
+    def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: SamplingRows | None):
+        """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured."""
+        args = (self.params, x, self._last_tokens, packed)
+        if sampling is not None and sampling.temperature[batch.plan_rows].any():
+            rows = self._put(pack_sampling(batch, sampling))
+            self._last_tokens, logits = self.programs.sampled(batch.bucket)(*args, rows)
+        else:
+            self._last_tokens, logits = self.programs.greedy(batch.bucket)(*args)
+        return logits
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Waits for a step and returns its tokens."""
+        tokens = np.array(ticket.last_tokens)[ticket.plan.sampled_slots]
+        logits = None
+        if self.config.capture_logits:
+            logits = np.zeros((len(tokens), self.model.vocab_size), np.float32)
+            for batch, captured in zip(ticket.batches, ticket.logits, strict=True):
+                if captured is not None:
+                    logits[batch.plan_rows] = np.asarray(captured)[batch.head_rows]
+        return StepResult(tokens, logits, ticket.start, self.clock.now())
+
+    def _apply_deltas(self, deltas: np.ndarray) -> None:
+        at = 0
+        while at < len(deltas):
+            size = DELTA_SIZES[0] if len(deltas) - at <= DELTA_SIZES[0] else DELTA_SIZES[1]
+            part = np.full((size, 4), -1, np.int32)
+            taken = deltas[at : at + size]
+            part[: len(taken)] = taken
+            self._table = self.programs.apply_deltas(self._table, self._put(part))
+            at += size
+
+    def poison(self, mask: np.ndarray) -> None:
+        """Fills the pages of `mask` bool [P] with NaN (tests)."""
+        self._kv = self.programs.poison(self._kv, self._put(mask))
+
+    def buckets(self, mixed: bool) -> list[Bucket]:
+        """Every bucket that plans can need."""
+        return self.packer.buckets(mixed)
+
+    def warm_up(self, bucket: Bucket) -> None:
+        """Compiles a bucket's programs by running them on padding, which writes nothing."""
+        packed = np.zeros(sum(bucket.sections().values()), np.int32)
+        part = bucket.unpack(packed)
+        part["row_position"][:] = -1
+        part["out_slot"][:] = self.num_slots
+        part["out_forced"][:] = -1
+        p = self._put(packed)
+        x, rope = self.programs.embed(bucket)(self.params, self._last_tokens, p)
+        weights, index, window = self.params["layers"][0], self._layer_index[0], self._windows[0]
+        self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window)
+        batch = SubBatch(bucket, packed, np.arange(bucket.outputs), np.arange(bucket.outputs))
+        ones = np.ones(bucket.outputs, np.int32)
+        for temperature in (0.0, 1.0):
+            rows = SamplingRows(ones * np.float32(temperature), ones, ones.astype(np.float32), ones, ones)
+            self._tail(batch, x, p, rows)
+        jax.block_until_ready(self._last_tokens)
+
+    def warm_up_deltas(self) -> None:
+        """Compiles the page-table scatters."""
+        for size in DELTA_SIZES:
+            part = self._put(np.full((size, 4), -1, np.int32))
+            self._table = self.programs.apply_deltas(self._table, part)
+        jax.block_until_ready(self._table)
+
+
+def pack_sampling(batch: SubBatch, sampling: SamplingRows) -> np.ndarray:
+    """Sampling arrays of a sub-batch's LM-head rows as int32 [5, R] (floats as bits); rows of nobody are greedy."""
+    rows = np.zeros((5, batch.bucket.outputs), np.int32)
+    columns = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.index)
+    for row, values in zip(rows, columns, strict=True):
+        row[batch.head_rows] = np.ascontiguousarray(values[batch.plan_rows]).view(np.int32)
+    return rows

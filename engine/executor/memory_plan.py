@@ -1,0 +1,140 @@
+"""Where the device's memory goes: sizes the arena and the context, and prints the start-up table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from engine.config import DTYPES, EngineConfig, ModelConfig, cdiv, next_power_of_two
+from engine.errors import ConfigError
+
+CHUNK_BYTES = 2 << 20  # vTensor's physical chunk; on CPU a chunk is one page
+CPU_ARENA_BYTES = 1 << 30  # the most that a default engine takes on CPU
+DEVICE_FRACTION = 0.9  # of a GPU or TPU, by default
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Sizes of one engine, in bytes over all devices unless said otherwise."""
+
+    num_pages: int  # usable pages, all layers
+    pages_per_chunk: int
+    page_bytes: int
+    max_context: int  # tokens of one sequence, prompt and output
+    context_note: str  # why it is less than the model's; "" if it is not
+    max_batched_tokens: int
+    weights: int
+    arena: int
+    page_tables: int
+    activation_peak: int  # estimate
+    transient_buffers: int = 0  # used when layers are parked on the host
+    staging: int = 0
+    host_cap: int = 0
+
+    def table(self) -> str:
+        """The start-up memory table."""
+        rows = [
+            ("weights", self.weights, ""),
+            ("KV arena", self.arena, f"{self.num_pages:,} pages of {self.page_bytes:,} B"),
+            ("page tables", self.page_tables, ""),
+            ("transient buffers", self.transient_buffers, "no layer is parked"),
+            ("staging", self.staging, "no host tier"),
+            ("activation peak", self.activation_peak, "estimate"),
+            ("host cap", self.host_cap, "no host tier"),
+        ]
+        lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
+        context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
+        return "\n".join([*lines, context])
+
+
+def make_memory_plan(
+    model: ModelConfig, config: EngineConfig, weights: int, page_bytes: int, device: jax.Device
+) -> MemoryPlan:
+    """Sizes everything from the configuration and what the device has.
+
+    Raises:
+      ConfigError: the pool cannot hold what was asked for; says by how much.
+    """
+    cache, size, layers = config.cache, config.cache.page_size, model.num_layers
+    on_cpu = device.platform == "cpu"
+    chunk = cache.pages_per_chunk or (1 if on_cpu else max(1, CHUNK_BYTES // page_bytes))
+    wanted = min(config.max_context or model.max_context, model.max_context)
+    if config.max_context and config.max_context > model.max_context:
+        raise ConfigError(f"max_context={config.max_context} is more than the model's {model.max_context}")
+    tables = layers * config.scheduler.max_num_seqs * cdiv(wanted, size) * 4
+    activations = activation_bytes(model, config)
+    if cache.num_pages is not None:
+        pages = cache.num_pages
+    elif cache.device_bytes is not None:
+        pages = cache.device_bytes // page_bytes - chunk
+    else:
+        spare = _spare_bytes(device, cache.device_fraction, weights + tables + activations, weights)
+        pages = spare // page_bytes - chunk
+    per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
+    if per_layer < 1:
+        raise ConfigError(
+            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers (chunks of {chunk} pages) takes "
+            f"{layers * chunk}: raise num_pages, device_bytes or device_fraction"
+        )
+    context, note = wanted, ""
+    if per_layer * size < wanted:
+        if config.max_context:
+            raise ConfigError(
+                f"max_context={wanted} takes {cdiv(wanted, size) * layers} pages, the KV pool has {pages}: lower "
+                f"max_context to {per_layer * size} or enlarge the pool"
+            )
+        context, note = per_layer * size, f"the model's {wanted:,} capped by the KV pool"
+    pages = pages // chunk * chunk
+    return MemoryPlan(
+        num_pages=pages,
+        pages_per_chunk=chunk,
+        page_bytes=page_bytes,
+        max_context=context,
+        context_note=note,
+        max_batched_tokens=config.scheduler.max_num_batched_tokens or max(context, 2048),
+        weights=weights,
+        arena=(pages + chunk) * page_bytes,
+        page_tables=layers * config.scheduler.max_num_seqs * cdiv(context, size) * 4,
+        activation_peak=activations,
+    )
+
+
+def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
+    """Estimated peak of activations in the largest programs: one layer over T tokens, or the LM head over R rows."""
+    tiles = config.query_tile * config.max_tiles
+    rows = next_power_of_two(config.scheduler.max_num_seqs)
+    tokens = max(tiles, rows)
+    m, f, v = model.hidden_size, model.ffn_size, model.vocab_size
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    layer = tokens * (4 * m + 3 * heads + 3 * f) * DTYPES[model.dtype]
+    head = rows * v * 4 * 4  # float32 logits and the sampler's copies
+    return max(layer, head)
+
+
+def _spare_bytes(device: jax.Device, fraction: float | None, others: int, weights: int) -> int:
+    """Bytes the arena may take on this device."""
+    if device.platform == "cpu":
+        available = _available_host_bytes()
+        if fraction is not None:
+            return int(available * fraction)
+        return min(CPU_ARENA_BYTES, available // 2)
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if not limit:
+        raise ConfigError(f"{device.device_kind} does not report its memory: give num_pages or device_bytes")
+    spare = int(limit * (fraction or DEVICE_FRACTION)) - others
+    if spare <= 0:
+        raise ConfigError(
+            f"weights ({weights / 2**30:.1f} GiB) and activations leave nothing of {limit / 2**30:.1f} GiB x "
+            f"{fraction or DEVICE_FRACTION} for KV: the model is {-spare / 2**30:.1f} GiB too large"
+        )
+    return spare
+
+
+def _available_host_bytes() -> int:
+    """Memory this process may still take, from the system's own estimate."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise ConfigError("the system does not report its available memory: give num_pages or device_bytes")

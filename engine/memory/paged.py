@@ -1,0 +1,137 @@
+"""The paged store: an arena of pages and a page table `[slot, layer, index]`, as in vLLM but with a layer axis.
+
+While every layer of a sequence maps the same number of pages (uniform residency), that number is one row; a policy that
+parks layers expands it (issue "LayerKV"). No JAX here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.errors import OutOfPages
+from engine.memory.pages import PagePool
+
+
+class PagedStore:
+    """Implements `KVStore` over a `PagePool`."""
+
+    view = "paged"
+
+    def __init__(self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int):
+        self.pool = pool
+        self.page_size = page_size  # S
+        self.num_slots = num_slots
+        self.num_pages = pool.num_pages
+        self.max_tokens = max_tokens
+        self.table_width = -(-max_tokens // page_size)  # N
+        # The host's copy of the device table. Zero pages of memory are committed by the system on first touch.
+        self.table = np.zeros((num_slots, pool.num_layers, self.table_width), np.int32)
+        self.mapped = np.zeros(num_slots, np.int32)  # pages of each layer, by slot
+        self._slots = list(range(num_slots - 1, -1, -1))
+        self._deltas: list[np.ndarray] = []
+        self._layers = np.arange(pool.num_layers, dtype=np.int32)
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages no sequence maps, over all layers."""
+        return self.pool.num_free
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots no sequence holds."""
+        return len(self._slots)
+
+    def pages_for(self, num_tokens):
+        """Pages of one layer for so many tokens (an int or an array)."""
+        return -(-num_tokens // self.page_size)
+
+    def can_ever_hold(self, num_tokens: int) -> bool:
+        """Whether an empty store could hold one sequence of this length."""
+        chunks = -(-self.pages_for(num_tokens) // self.pool.pages_per_chunk) * self.pool.num_layers
+        return num_tokens <= self.max_tokens and chunks <= self.pool.num_chunks
+
+    def fits(self, num_tokens: int, reserve: int = 0) -> bool:
+        """Whether a new sequence of this length fits now, with `reserve` pages left over."""
+        return bool(self._slots) and self.pool.fits(self.pages_for(num_tokens), reserve)
+
+    def open(self, num_tokens: int) -> int:
+        """Maps a new sequence of `num_tokens` tokens and returns its slot.
+
+        Raises:
+          OutOfPages: no slot or not enough pages; nothing was taken.
+        """
+        if not self._slots:
+            raise OutOfPages(f"all {self.num_slots} slots are held")
+        slot = self._slots[-1]
+        self.grow(np.array([slot], np.int32), np.array([num_tokens]))
+        return self._slots.pop()
+
+    def _lacking(self, slots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return np.maximum(self.pages_for(lengths) - self.mapped[slots], 0)
+
+    def can_grow(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether all these sequences can grow to these lengths together."""
+        lacking = int(self._lacking(slots, lengths).sum())
+        return lacking == 0 or self.pool.fits(lacking)
+
+    def grow(self, slots: np.ndarray, lengths: np.ndarray) -> None:
+        """Maps what sequences `slots` [n] lack for `lengths` [n] tokens, all of them or none.
+
+        Raises:
+          OutOfPages: they do not fit together; nothing was mapped.
+        """
+        lacking = self._lacking(slots, lengths)
+        total = int(lacking.sum())
+        if total == 0:
+            return
+        pages = self.pool.allocate(total).reshape(-1, total)  # [L, total]
+        slot = np.repeat(slots, lacking)
+        within = np.arange(total) - np.repeat(np.cumsum(lacking) - lacking, lacking)
+        index = self.mapped[slot] + within
+        self.table[slot, :, index] = pages.T
+        self.mapped[slots] += lacking.astype(np.int32)
+        delta = np.empty((self.pool.num_layers, total, 4), np.int32)
+        delta[..., 0], delta[..., 1], delta[..., 2], delta[..., 3] = self._layers[:, None], slot, index, pages
+        self._deltas.append(delta.reshape(-1, 4))
+
+    def close(self, slot: int) -> None:
+        """Unmaps a sequence: its slot and its unshared pages are free at once."""
+        if self.mapped[slot] == 0:
+            raise RuntimeError(f"slot {slot} is closed already")
+        self.pool.free(self.table[slot, :, : self.mapped[slot]].ravel())
+        self.mapped[slot] = 0
+        self._slots.append(slot)
+
+    def take_deltas(self) -> np.ndarray:
+        """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
+        deltas, self._deltas = self._deltas, []
+        if not deltas:
+            return np.empty((0, 4), np.int32)
+        if len(deltas) == 1:
+            return deltas[0]
+        merged = np.concatenate(deltas)
+        # A slot closed and opened again in one step has an entry twice; both must say what holds now, because a
+        # device scatter promises no order.
+        merged[:, 3] = self.table[merged[:, 1], merged[:, 0], merged[:, 2]]
+        return merged
+
+    def unmapped_pages(self) -> np.ndarray:
+        """Pages of the arena that no sequence maps and that are not reserved, bool [P]."""
+        unmapped = self.pool.refcount == 0
+        unmapped[: self.pool.pages_per_chunk] = False
+        return unmapped
+
+    def check(self) -> None:
+        """Asserts every invariant: pool, slots, owners = references, no page of a layer in another layer's chunk."""
+        self.pool.check()
+        held = np.flatnonzero(self.mapped)
+        assert sorted([*held.tolist(), *self._slots]) == list(range(self.num_slots)), "slots leaked"
+        owners = np.zeros_like(self.pool.refcount)
+        for slot in held:
+            pages = self.table[slot, :, : self.mapped[slot]]  # [L, n]
+            assert (pages > 0).all(), "a mapped entry points to the zero page"
+            assert (self.pool.owner[pages // self.pool.pages_per_chunk] == self._layers[:, None]).all(), (
+                "a page lies in another layer's chunk"
+            )
+            np.add.at(owners, pages.ravel(), 1)
+        assert (owners == self.pool.refcount).all(), "reference counts and owners disagree"

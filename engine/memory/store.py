@@ -1,0 +1,68 @@
+"""The store protocol: how sequences' tokens are mapped to pages of the device tier.
+
+A store gives slots (rows of the page table) and maps pages under them. Policies talk to this protocol only, so they run
+unchanged over `paged` (here), `native`, `extent` and `vmm`. One test suite covers all of them. No JAX here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+DELTA_FIELDS = ("layer", "slot", "index", "page")
+
+
+class KVStore(Protocol):
+    """What a scheduler may ask of KV memory."""
+
+    view: str  # which KVView kernels get: "paged" | "run"
+    num_slots: int
+    num_pages: int  # usable, over all layers
+    max_tokens: int  # of one sequence
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages no sequence maps, over all layers."""
+        ...
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots no sequence holds."""
+        ...
+
+    def can_ever_hold(self, num_tokens: int) -> bool:
+        """Whether an empty store could hold one sequence of this length."""
+        ...
+
+    def fits(self, num_tokens: int, reserve: int = 0) -> bool:
+        """Whether a new sequence of this length fits now, with `reserve` pages left over."""
+        ...
+
+    def open(self, num_tokens: int) -> int:
+        """Maps a new sequence and returns its slot. Raises OutOfPages."""
+        ...
+
+    def can_grow(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether all these sequences can grow to these lengths together."""
+        ...
+
+    def grow(self, slots: np.ndarray, lengths: np.ndarray) -> None:
+        """Maps what the sequences lack, all of them or none. Raises OutOfPages."""
+        ...
+
+    def close(self, slot: int) -> None:
+        """Unmaps a sequence; its slot and its unshared pages are free."""
+        ...
+
+    def take_deltas(self) -> np.ndarray:
+        """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
+        ...
+
+    def unmapped_pages(self) -> np.ndarray:
+        """Pages of the arena that no sequence maps and that are not reserved, bool [P]."""
+        ...
+
+    def check(self) -> None:
+        """Asserts every invariant (debug mode and tests)."""
+        ...

@@ -1,0 +1,66 @@
+"""What users get back: a light view of a request at one moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.metrics import RequestMetrics
+from engine.request import Request
+
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
+
+
+class RequestOutput:
+    """A request's tokens up to one step. Cheap to make; lists and text are built when asked for."""
+
+    __slots__ = ("_end", "_request", "_start", "_tokenizer", "finished")
+
+    def __init__(self, request: Request, num_new: int, finished: bool, tokenizer: Tokenizer | None):
+        self._request, self._end = request, len(request.output)
+        self._start, self.finished, self._tokenizer = self._end - num_new, finished, tokenizer
+
+    @property
+    def request_id(self) -> str:
+        """The id given or made at `add_request`."""
+        return self._request.id
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt."""
+        return self._request.prompt.tolist()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Tokens produced so far."""
+        return self._request.output[: self._end]
+
+    @property
+    def new_token_ids(self) -> list[int]:
+        """Tokens produced in this step."""
+        return self._request.output[self._start : self._end]
+
+    @property
+    def text(self) -> str | None:
+        """The produced tokens as text; None without a tokenizer."""
+        return None if self._tokenizer is None else self._tokenizer.decode(self.token_ids)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """stop (a stop token), length, or abort; None while it runs."""
+        return self._request.finish_reason if self.finished else None
+
+    @property
+    def logits(self) -> np.ndarray | None:
+        """Logits behind each token, float32 [n, V], with `capture_logits`."""
+        return np.stack(self._request.logits[: self._end]) if self._request.logits else None
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """Times of the request so far, in seconds."""
+        return RequestMetrics.from_request(self._request)
+
+    def __repr__(self) -> str:
+        return f"RequestOutput({self.request_id!r}, token_ids={self.token_ids}, finish_reason={self.finish_reason!r})"

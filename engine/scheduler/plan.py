@@ -1,0 +1,69 @@
+"""A step as a value object: what the scheduler decided and an executor carries out. No JAX here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Tokens of one sequence whose KV this step computes."""
+
+    slot: int
+    start: int  # position of the first of them: tokens before it are in the cache
+    tokens: np.ndarray  # int32 [n]
+    samples: bool  # True: the prompt ends here, so the step yields its next token
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """Sampling parameters of the step's sampled rows, each [R]; absent from a plan when all are greedy."""
+
+    temperature: np.ndarray  # float32, 0 = greedy
+    top_k: np.ndarray  # int32, 0 = all
+    top_p: np.ndarray  # float32
+    seed: np.ndarray  # int32
+    index: np.ndarray  # int32: which token of the request, so that keys ignore batching, chunking and preemption
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. Sampled rows (R) are the decode rows, then the prefills that sample, in this order."""
+
+    step: int
+    decode_slots: np.ndarray  # int32 [B]; their input token is the last one sampled into the slot
+    decode_positions: np.ndarray  # int32 [B]: position of that token = tokens in the cache before the step
+    prefills: tuple[Prefill, ...]
+    deltas: np.ndarray  # int32 [n, 4] page-table changes: layer, slot, index, page
+    sampling: SamplingRows | None  # None: every row greedy
+    forced: np.ndarray | None  # int32 [R]: teacher forcing, -1 = take the sampled token; None: nowhere
+    num_preempted: int = 0
+    repeat: int = 1  # this and the next repeat - 1 steps are identical decodes (the virtual clock fast-forwards)
+
+    @property
+    def sampled_slots(self) -> np.ndarray:
+        """Slots of the sampled rows, int32 [R]."""
+        ends = [p.slot for p in self.prefills if p.samples]
+        return np.concatenate([self.decode_slots, np.asarray(ends, np.int32)]) if ends else self.decode_slots
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens whose KV this step computes."""
+        return sum(len(p.tokens) for p in self.prefills)
+
+    @property
+    def empty(self) -> bool:
+        """True when there is nothing to run."""
+        return not self.prefills and not len(self.decode_slots)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an executor gives back for a plan."""
+
+    tokens: np.ndarray  # int32 [R], in the plan's order of sampled rows
+    logits: np.ndarray | None  # float32 [R, V] with capture_logits
+    start: float  # seconds on the engine's clock: submitted
+    end: float  # collected

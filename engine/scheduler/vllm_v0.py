@@ -1,0 +1,64 @@
+"""`vllm_v0`: the scheduler of vLLM up to 0.5, the baseline both papers measured against.
+
+First come, first served. Waiting prompts are prefilled whole, as soon as the prompt alone fits above the watermark, and
+before any decode; a step prefills or decodes, never both. When decoding sequences need more pages than are free, the
+one admitted last is preempted and recomputed later from the head of the queue.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.config import SchedulerConfig
+from engine.scheduler.plan import Plan, Prefill
+from engine.scheduler.policy import register_policy
+from engine.scheduler.state import SchedulerState
+
+NOBODY = np.empty(0, np.int32)
+
+
+@register_policy("vllm_v0")
+class VllmV0:
+    """Whole-prompt prefill first, prompt-only admission, preemption by recompute."""
+
+    mixes = False
+
+    def __init__(self, config: SchedulerConfig, state: SchedulerState, max_batched_tokens: int):
+        self.state = state
+        self.max_batched_tokens = max_batched_tokens
+        self.watermark_pages = int(config.watermark * state.store.num_pages)
+
+    def plan(self, now: float) -> Plan:
+        """Prefills if anything waiting can be admitted, else decodes all running sequences."""
+        prefills = self._admit()
+        if prefills:
+            return self.state.make_plan(NOBODY, prefills)
+        num_preempted = self._make_room()
+        return self.state.make_plan(self.state.running, [], num_preempted)
+
+    def _admit(self) -> list[Prefill]:
+        state, budget, prefills = self.state, self.max_batched_tokens, []
+        while state.waiting:
+            head = state.waiting[0]
+            # Alone in an empty engine a request is admitted without watermark and budget: it must be able to finish.
+            alone = not len(state.running)
+            if head.num_tokens > budget and not alone:
+                break
+            if not state.store.fits(head.num_tokens, 0 if alone else self.watermark_pages):
+                break
+            prefills.append(state.admit(state.waiting.popleft()))
+            budget -= head.num_tokens
+        return prefills
+
+    def _make_room(self) -> int:
+        """Maps pages for one more token of every running sequence, preempting from the youngest while they do not
+        fit. Returns how many were preempted."""
+        state, num_preempted = self.state, 0
+        while len(state.running):
+            lengths = state.length[state.running]
+            if state.store.can_grow(state.running, lengths):
+                state.store.grow(state.running, lengths)
+                break
+            state.preempt(int(state.running[-1]))
+            num_preempted += 1
+        return num_preempted

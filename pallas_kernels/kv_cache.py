@@ -1,0 +1,170 @@
+"""The KV arena and the views that kernels get of it. This file alone knows the stored shape.
+
+An arena is one array of K pages and one of V pages, for all layers. A page holds `page_size` tokens of one layer. A
+view says which pages a row of a kernel call (a decode row or a prefill query tile) reads, in the order of its tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from engine.config import DTYPES
+from engine.errors import ConfigError
+
+ZERO_PAGE = 0  # reserved: all zeros, never written; padding points to it
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """Shape and dtype of the KV pages of a model, over all devices (a shard of an arena holds fewer heads)."""
+
+    page_size: int  # S: tokens of one layer in a page, a power of two
+    num_kv_heads: int  # K
+    head_dim: int  # D
+    dtype: str  # "float32" | "bfloat16": what the values mean, not how they are stored
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"KV dtype {self.dtype!r} is not supported; known: {', '.join(DTYPES)}")
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            raise ConfigError(f"page_size must be a power of two, got {self.page_size}")
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, K and V together."""
+        return 2 * self.page_size * self.num_kv_heads * self.head_dim * DTYPES[self.dtype]
+
+
+def storage_dtype(spec: KVSpec, platform: str) -> jnp.dtype:
+    """The dtype pages are stored in: 16-bit values as uint16 on CPU, where JAX 0.10.2 would convert a whole bfloat16
+    arena to float32 and back at every write; otherwise the dtype itself."""
+    return jnp.dtype("uint16" if platform == "cpu" and DTYPES[spec.dtype] == 2 else spec.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVArena:
+    """K and V pages of all layers. Donate it to every program that writes it, and never slice it out and back."""
+
+    k: jax.Array  # [P, S, K, D] in storage dtype
+    v: jax.Array  # [P, S, K, D] in storage dtype
+    spec: KVSpec = field(metadata={"static": True})
+
+    @property
+    def num_pages(self) -> int:
+        """P, the reserved zero page included."""
+        return self.k.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K of this shard."""
+        return self.k.shape[2]
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Values of any float dtype in storage dtype, same shape."""
+        x = x.astype(self.spec.dtype)
+        return x if x.dtype == self.k.dtype else jax.lax.bitcast_convert_type(x, self.k.dtype)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """Stored values as float32, same shape."""
+        if x.dtype != jnp.dtype(self.spec.dtype):
+            x = jax.lax.bitcast_convert_type(x, self.spec.dtype)
+        return x.astype(jnp.float32)
+
+    def read_tile(self, view: KVView, index: jax.Array | int, tokens: int) -> tuple[jax.Array, jax.Array]:
+        """Tokens [index * tokens, (index + 1) * tokens) of every row of `view`.
+
+        Args:
+          view: the pages of R rows.
+          index: int32 scalar, may be traced.
+          tokens: static, a power of two.
+
+        Returns:
+          K and V, float32 [R, tokens, K, D]. What lies beyond a row's written tokens is unspecified and may be NaN.
+        """
+        size = self.spec.page_size
+        block = min(size, tokens)  # tokens read by one index
+        if size <= tokens:
+            ids = view.page_ids(index * (tokens // size), tokens // size)
+        else:  # a part of a page: the arena seen as blocks of `tokens` tokens
+            parts = size // tokens
+            ids = view.page_ids(index // parts, 1) * parts + index % parts
+        rows, _, heads, dim = ids.shape[0], block, self.num_kv_heads, self.k.shape[3]
+
+        def gather(pages: jax.Array) -> jax.Array:
+            blocks = pages.reshape(-1, block, heads, dim).at[ids].get(mode="clip")  # [R, n, block, K, D]
+            return self.decode(blocks.reshape(rows, tokens, heads, dim))
+
+        return gather(self.k), gather(self.v)
+
+
+def init_arena(
+    spec: KVSpec, num_pages: int, sharding: jax.sharding.Sharding | None = None, poison: bool = False
+) -> KVArena:
+    """A new arena of zeros.
+
+    Args:
+      num_pages: P, the reserved zero page included.
+      sharding: of `k` and `v`, [P, S, K, D]; None: the default device.
+      poison: fill every page except the zero page with NaN, so that a read of an unwritten slot shows.
+    """
+    if num_pages < 2:
+        raise ConfigError(f"an arena needs at least 2 pages (page {ZERO_PAGE} is reserved), got {num_pages}")
+    platform = next(iter(sharding.device_set)).platform if sharding else jax.default_backend()
+    stored = storage_dtype(spec, platform)
+    nan = jnp.asarray(jnp.nan, spec.dtype)
+    fill = (nan if nan.dtype == stored else nan.view(stored)) if poison else jnp.zeros((), stored)
+
+    def pages() -> jax.Array:
+        x = jnp.full((num_pages, spec.page_size, spec.num_kv_heads, spec.head_dim), fill, stored, device=sharding)
+        return x.at[ZERO_PAGE].set(0) if poison else x
+
+    return KVArena(pages(), pages(), spec)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedView:
+    """Rows of a page table on the device. The table holds every layer; the view names one."""
+
+    table: jax.Array  # int32 [L, slots, N]
+    layer: jax.Array  # int32 scalar, may be traced
+    rows: jax.Array  # int32 [R]: the slot of each row
+
+    def page_ids(self, first: jax.Array | int, count: int) -> jax.Array:
+        """Page ids of logical pages [first, first + count) of each row; the zero page beyond the table's N.
+
+        Args:
+          first: int32 scalar or [R], may be traced.
+          count: static.
+
+        Returns:
+          int32 [R, count]
+        """
+        logical = _logical(first, count, self.rows.shape[0])
+        ids = self.table.at[self.layer, self.rows[:, None], logical].get(mode="clip")
+        return jnp.where((logical >= 0) & (logical < self.table.shape[2]), ids, ZERO_PAGE)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RunView:
+    """Rows that are runs of consecutive pages of the arena."""
+
+    start: jax.Array  # int32 [R]: first page of each row's run
+
+    def page_ids(self, first: jax.Array | int, count: int) -> jax.Array:
+        """As `PagedView.page_ids`; ids beyond the run name whatever follows it, clamped by the reader to the arena."""
+        return self.start[:, None] + _logical(first, count, self.start.shape[0])
+
+
+KVView = PagedView | RunView
+
+
+def _logical(first: jax.Array | int, count: int, rows: int) -> jax.Array:
+    """Logical page numbers [R, count] from `first`, a scalar or [R]."""
+    start = jnp.broadcast_to(jnp.asarray(first, jnp.int32), (rows,))
+    return start[:, None] + jnp.arange(count, dtype=jnp.int32)
