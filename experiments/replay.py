@@ -109,7 +109,7 @@ def replay(
     num_steps = len(engine.step_log)
     while stop.signal is None:
         progress.now = clock.now()
-        while due and due[0].arrival_s <= progress.elapsed:
+        while due and progress.start + due[0].arrival_s <= progress.now:
             _inject(engine, due.popleft(), vocab_size, progress, observer)
         if engine.has_work():
             for output in engine.step():
@@ -124,7 +124,7 @@ def replay(
                 observer.on_step(record, progress)
             num_steps = len(engine.step_log)
         elif due:
-            sleep(min(IDLE_SLICE, due[0].arrival_s - progress.elapsed))
+            sleep(min(IDLE_SLICE, progress.start + due[0].arrival_s - progress.now))
         else:
             break
     progress.stopped_by = stop.signal
