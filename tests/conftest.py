@@ -1,4 +1,4 @@
-"""All tests run on CPU, whatever the machine has; kernels for other devices are interpreted or compiled without them."""
+"""All tests run on CPU, whatever the machine has."""
 
 import jax
 

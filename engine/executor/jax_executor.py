@@ -1,7 +1,7 @@
 """The real executor: carries a plan out on the device.
 
-Device state is the KV arena and the page table (both donated through every program that changes them) and the last token
-sampled into each slot, from which the next decode step reads its input. `submit` only dispatches; `collect` waits.
+Device state is the KV arena and the page table (both donated through every program that changes them) and the last
+token sampled into each slot, from which the next decode step reads its input. `submit` dispatches, `collect` waits.
 """
 
 from __future__ import annotations

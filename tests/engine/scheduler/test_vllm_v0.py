@@ -62,7 +62,7 @@ def test_the_youngest_is_preempted_and_recomputed_first():
 
 
 def test_the_watermark_keeps_pages_at_admission_but_not_for_growth():
-    """10 pages, watermark 0.2: B (3 pages) is refused while it would leave 1 of the 2 kept pages; A may grow into them."""
+    """10 pages, 2 kept by the watermark: B (3 pages) would leave 1 and is not admitted; A may grow into them."""
     engine = fake_engine(num_pages=10, watermark=0.2)
     add(engine, "A", 6 * 16, 18)  # 6 pages, grows to 8
     add(engine, "B", 3 * 16 - 1, 1)
@@ -122,7 +122,7 @@ def test_stop_tokens_and_reasons():
 
 def test_unknown_policy_lists_the_known():
     """The message names what would be right."""
-    with pytest.raises(ConfigError, match="'vllm' is unknown; known: .*vllm_v0"):
+    with pytest.raises(ConfigError, match=r"'vllm' is unknown; known: .*vllm_v0"):
         fake_engine(num_pages=8, policy="vllm")
 
 
