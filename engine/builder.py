@@ -14,8 +14,8 @@ from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
 from engine.executor.jax_executor import JaxExecutor
 from engine.executor.memory_plan import make_memory_plan
-from engine.memory.pages import PagePool
 from engine.memory.paged import PagedStore
+from engine.memory.pages import PagePool
 from engine.models import hf_config, llama, tensors, weights
 from engine.presets import PRESETS
 from engine.tokenizer import Tokenizer, load_tokenizer

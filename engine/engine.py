@@ -150,7 +150,8 @@ class Engine:
             raise RequestError(f"request id {request_id!r} is in use")
         if len(tokens) >= self.max_context:
             raise RequestError(
-                f"the prompt has {len(tokens)} tokens, the context {self.max_context}: at most {self.max_context - 1} fit"
+                f"the prompt has {len(tokens)} tokens; a context of {self.max_context} takes at most "
+                f"{self.max_context - 1}"
             )
         vocab = self.model_config.vocab_size
         for name in ("stop_token_ids", "forced_tokens"):

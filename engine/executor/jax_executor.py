@@ -1,7 +1,7 @@
 """The real executor: carries a plan out on the device.
 
-Device state is the KV arena and the page table (both donated through every program that changes them) and the last token
-sampled into each slot, from which the next decode step reads its input. `submit` only dispatches; `collect` waits.
+Device state is the KV arena and the page table (both donated through every program that changes them) and the last
+token sampled into each slot, from which the next decode step reads its input. `submit` dispatches, `collect` waits.
 """
 
 from __future__ import annotations
@@ -150,10 +150,9 @@ class JaxExecutor:
         weights, index, window = self.params["layers"][0], self._layer_index[0], self._windows[0]
         self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window)
         batch = SubBatch(bucket, packed, np.arange(bucket.outputs), np.arange(bucket.outputs))
-        ones = np.ones(bucket.outputs, np.int32)
-        for temperature in (0.0, 1.0):
-            rows = SamplingRows(ones * np.float32(temperature), ones, ones.astype(np.float32), ones, ones)
-            self._tail(batch, x, p, rows)
+        ints, floats = np.ones(bucket.outputs, np.int32), np.ones(bucket.outputs, np.float32)
+        for sampling in (None, SamplingRows(floats, ints, floats, ints, ints)):
+            self._tail(batch, x, p, sampling)
         jax.block_until_ready(self._last_tokens)
 
     def warm_up_deltas(self) -> None:

@@ -74,8 +74,8 @@ def make_memory_plan(
     per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
     if per_layer < 1:
         raise ConfigError(
-            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers (chunks of {chunk} pages) takes "
-            f"{layers * chunk}: raise num_pages, device_bytes or device_fraction"
+            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers (chunks of {chunk} pages) "
+            f"takes {layers * chunk}: raise num_pages, device_bytes or device_fraction"
         )
     context, note = wanted, ""
     if per_layer * size < wanted:

@@ -1,10 +1,10 @@
 """From a plan to what the device programs read: buckets, sub-batches and one packed int32 array each. No JAX here.
 
 A step runs as one or more **sub-batches**, each a bucket of `rows` decode rows `[B]` and `tiles` prefill query tiles
-`[NT, TQ]`. All sub-batches of a step go through a layer before any goes through the next, in order, so a prompt longer
-than the largest bucket loops over it inside each layer. Bucket sizes are powers of two:
+`[NT, TQ]`. All sub-batches of a step go through a layer before any goes through the next, in order, so a prompt
+longer than the largest bucket loops over it inside each layer. Bucket sizes are powers of two:
 
-* decode-only steps bucket rows; prefill-only sub-batches bucket tiles; mixed ones bucket tiles at the largest row bucket;
+* decode-only steps bucket rows; prefill-only sub-batches bucket tiles; mixed ones tiles at the largest row bucket;
 * `deterministic` has one bucket of tiles, in which every decode row is a tile with one valid query.
 """
 

@@ -102,7 +102,7 @@ class Programs:
             page = jnp.where(valid, table[index, slots, safe // size], NO_PAGE)
             kv = write_kv(kv, k, v, page, safe % size)
         scale = self.model.head_dim**-0.5
-        options = dict(sm_scale=scale, window=window, backend=self.backend)
+        options = {"sm_scale": scale, "window": window, "backend": self.backend}
         outs = []
         if bucket.rows:
             with jax.named_scope("decode_attention"):
@@ -117,8 +117,8 @@ class Programs:
     def _tail(self, bucket: Bucket, params: Any, x: jax.Array, last_tokens: jax.Array, packed: jax.Array, rows=None):
         """LM head over decode rows and tile ends, then the next tokens.
 
-        rows: None (all greedy) or sampling arrays [R] as int32 [5, R] (floats bitcast). Returns (last_tokens with the new
-        tokens in their slots, logits [R, V] when captured).
+        rows: None (all greedy) or sampling arrays [R] as int32 [5, R] (floats bitcast). Returns (last_tokens with the
+        new tokens in their slots, logits [R, V] when captured).
         """
         b = bucket.unpack(packed)
         ends = x[bucket.rows :].reshape(bucket.tiles, bucket.tile, x.shape[-1])

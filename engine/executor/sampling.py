@@ -1,8 +1,8 @@
 """Sampling on the device: temperature, top-k and top-p, mixed per row, without a sort.
 
-A full sort of V = 32,000 logits costs several times the LM head. Both cuts only need a threshold: the k-th largest logit,
-and the smallest logit whose more likely rivals hold less than `top_p` of the mass. Bisection over the 32 bits of the
-logits' order finds it exactly (ours). Ties at the threshold are all kept.
+A full sort of V = 32,000 logits costs several times the LM head. Both cuts only need a threshold: the k-th largest
+logit, and the smallest logit whose more likely rivals hold less than `top_p` of the mass. Bisection over the 32 bits of
+the logits' order finds it exactly (ours). Ties at the threshold are all kept.
 """
 
 from __future__ import annotations

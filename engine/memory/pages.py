@@ -1,8 +1,9 @@
 """Chunks and pages of the device tier: who owns what, and what fits.
 
-A **page** is `page_size` tokens of one layer (K and V), the unit of mapping. A **chunk** is `pages_per_chunk` neighbouring
-pages, the unit of ownership: it is bound to one layer while any of its pages is live, and free chunks are global. So any
-layer can use any memory, while each layer's KV stays physically dense (ours; the chunk is vTensor's physical chunk).
+A **page** is `page_size` tokens of one layer (K and V), the unit of mapping. A **chunk** is `pages_per_chunk`
+neighbouring pages, the unit of ownership: it is bound to one layer while any of its pages is live, and free chunks are
+global. So any layer can use any memory, while each layer's KV stays physically dense (ours; the chunk is vTensor's
+physical chunk).
 
 Everything is vectorised over layers: cost does not multiply by L in Python. No JAX here.
 """

@@ -130,7 +130,8 @@ def layer(
     with jax.named_scope("attend"):
         o = attend(q.reshape(t, k * g, d), key, value)  # [T, H, D]
     with jax.named_scope("o"):
-        x = x + jnp.einsum("tkgd,kgdm->tm", o.reshape(t, k, g, d), w["o"])
+        # Flat on purpose: as einsum("tkgd,kgdm->tm") XLA transposes the weights at every call on CPU.
+        x = x + o.reshape(t, -1) @ w["o"].reshape(-1, x.shape[1])
     with jax.named_scope("ffn"):
         gate_up = jnp.einsum("tm,mcf->tcf", rms_norm(x, w["norm2"], cfg.norm_eps), w["gate_up"])
         return x + (jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1]) @ w["down"]

@@ -112,9 +112,9 @@ def _mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def pack(spec: TensorSpec, sources: Sequence[np.ndarray], dtype: str) -> np.ndarray:
-    """Checkpoint tensors, in the order of `spec.parts` -> the packed array in `dtype`, a fresh buffer."""
-    packed = np.empty(spec.shape, jnp.dtype(dtype))
+def pack(spec: TensorSpec, sources: Sequence[np.ndarray]) -> np.ndarray:
+    """Checkpoint tensors, in the order of `spec.parts` -> the packed array in `spec.dtype`, a fresh buffer."""
+    packed = np.empty(spec.shape, jnp.dtype(spec.dtype))
     for part, source in zip(spec.parts, sources, strict=True):
         target = part.view(packed)
         target[...] = source.reshape(target.shape)

@@ -119,7 +119,7 @@ class SchedulerState:
         return forced
 
     def append(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Records one new token per slot. Returns which sequences end with it, as reasons: 0 go on, 1 stop, 2 length."""
+        """Records one new token per slot. Returns who ends with it: 0 goes on, 1 stop token, 2 length."""
         self.length[slots] += 1
         ended = np.where(self.length[slots] >= self.limit[slots], 2, 0)
         stop = self.stop[slots]

@@ -1,0 +1,44 @@
+# Every target builds its environment from pyproject.toml first, and again when that file changes.
+#   make demo | test | test-long | lint | bench       PYTHON=python3.12: a second environment, with jax==0.11.2
+PYTHON ?= python3
+WHICH := -c 'import sys; print(sys.executable)'
+# A Python that pyenv has but has not activated is found too.
+PY := $(shell $(PYTHON) $(WHICH) 2>/dev/null || PYENV_VERSION=$$(pyenv latest $(subst python,,$(PYTHON))) $(PYTHON) $(WHICH))
+VERSION := $(shell $(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
+JAX := $(if $(filter-out 3.11,$(VERSION)),jax==0.11.2 jaxlib==0.11.2)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: ready demo test test-long lint format bench clean
+
+demo: $(READY)
+	$(BIN)/python -m experiments.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long $(TESTS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python -m experiments.bench_engine
+
+ready: $(READY)
+
+$(READY): pyproject.toml
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' $(JAX)
+	touch $@
+
+clean:
+	rm -rf .venv* build *.egg-info results

@@ -1,0 +1,125 @@
+"""Chunks and pages against a naive model: nothing lost, nothing twice, and exactly what fits is given."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.errors import OutOfPages
+from engine.memory.pages import PagePool
+
+
+def fits_by_hand(pool: PagePool, counts: list[int]) -> bool:
+    """DESIGN's rule, from the reference counts alone: sum over layers of ceil((need - free in own chunks) / C)."""
+    c, free_chunks, own_free = pool.pages_per_chunk, 0, [0] * pool.num_layers
+    for chunk in range(1, pool.num_chunks + 1):
+        free = sum(int(pool.refcount[chunk * c + i] == 0) for i in range(c))
+        if free == c:
+            free_chunks += 1
+        else:
+            own_free[int(pool.owner[chunk])] += free
+    return sum(-(-max(0, n - f) // c) for n, f in zip(counts, own_free, strict=True)) <= free_chunks
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Random allocate / share / free of ragged and uniform demands, checked after every operation."""
+
+    @initialize(chunk=st.sampled_from([1, 4, 32]), layers=st.integers(1, 5), chunks=st.integers(1, 24))
+    def make(self, chunk, layers, chunks):
+        self.pool = PagePool(chunk * chunks + chunk // 2, layers, chunk)
+        self.layers, self.chunk = layers, chunk
+        self.owners: list[np.ndarray] = []  # one entry per reference held
+
+    @rule(data=st.data())
+    def allocate(self, data):
+        counts = data.draw(st.lists(st.integers(0, 2 * self.chunk), min_size=self.layers, max_size=self.layers))
+        if data.draw(st.booleans()):
+            counts = counts[:1] * self.layers
+        before = self.pool.num_free
+        expected = fits_by_hand(self.pool, counts)
+        assert self.pool.fits(np.array(counts)) == expected
+        live = {int(i) for ids in self.owners for i in ids}
+        if not expected:
+            with pytest.raises(OutOfPages):
+                self.pool.allocate(np.array(counts))
+            assert self.pool.num_free == before
+            return
+        ids = self.pool.allocate(np.array(counts))
+        assert len(ids) == sum(counts) == len(set(ids.tolist())) and not live & set(ids.tolist())
+        assert (ids >= self.chunk).all(), "a reserved page was given out"
+        layer_of = np.repeat(np.arange(self.layers), counts)
+        assert (self.pool.owner[ids // self.chunk] == layer_of).all()
+        self.owners.append(ids)
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def share(self, data):
+        ids = data.draw(st.sampled_from(self.owners))
+        self.pool.share(ids)
+        self.owners.append(ids)
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def free(self, data):
+        ids = self.owners.pop(data.draw(st.integers(0, len(self.owners) - 1)))
+        cut = data.draw(st.integers(0, len(ids)))  # in two parts, as a truncated sequence would
+        left = {int(i) for other in self.owners for i in other}
+        freed = np.concatenate([self.pool.free(ids[:cut]), self.pool.free(ids[cut:])])
+        assert set(freed.tolist()) == set(ids.tolist()) - left
+
+    @precondition(lambda self: self.owners and len(self.owners[-1]))
+    @rule()
+    def double_free_raises_and_changes_nothing(self):
+        ids = self.owners.pop()
+        owners = int(self.pool.refcount[ids[0]])
+        self.pool.free(ids)
+        before = self.pool.refcount.copy()
+        with pytest.raises(RuntimeError, match="double free"):
+            self.pool.free(np.repeat(ids[:1], owners))  # one more than there are
+        assert (self.pool.refcount == before).all()
+
+    @invariant()
+    def conserved(self):
+        if hasattr(self, "pool"):
+            self.pool.check()
+            count = np.zeros_like(self.pool.refcount)
+            for ids in self.owners:
+                np.add.at(count, ids, 1)
+            assert (count == self.pool.refcount).all()
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_fullest_chunk_is_used_first():
+    """Two chunks of one layer, 3 and 1 pages free: the next page comes from the fuller one, so the other can drain."""
+    pool = PagePool(12, 1, 4)
+    ids = pool.allocate(8)
+    pool.free(ids[[1, 2, 3, 7]])  # chunk of ids[0]: 3 free, chunk of ids[4]: 1 free
+    assert pool.allocate(1).tolist() == [ids[7]]
+
+
+def test_a_layer_gets_no_page_of_a_chunk_that_another_owns():
+    """One chunk, two layers: the first page binds it to layer 0, so layer 1 finds nothing although 3 pages are free."""
+    pool = PagePool(4, 2, 4)
+    page = pool.allocate(np.array([1, 0]))
+    assert not pool.fits(np.array([0, 1])) and pool.fits(np.array([3, 0]))
+    pool.free(page)
+    assert pool.fits(np.array([0, 1])), "an emptied chunk is global again"
+
+
+def test_sharing_a_free_page_raises():
+    """A page without owners cannot get a second one."""
+    pool = PagePool(4, 1)
+    ids = pool.allocate(1)
+    pool.free(ids)
+    with pytest.raises(RuntimeError, match="free"):
+        pool.share(ids)
+
+
+def test_reserve_counts_in_pages():
+    """`reserve` is what must be left over: 10 pages, 6 wanted, 4 kept fit; 5 kept do not."""
+    pool = PagePool(10, 2)
+    assert pool.fits(3, reserve=4) and not pool.fits(3, reserve=5)

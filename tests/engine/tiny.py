@@ -1,0 +1,56 @@
+"""Small real engines for tests: one place that builds them, so that programs and weights are shared."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from engine.builder import assemble
+from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.engine import Engine
+from engine.executor.memory_plan import make_memory_plan
+from engine.models import llama, tensors, weights
+from pallas_kernels import KVSpec
+
+# 256 wide, the least at which float32 products do not depend on how many rows share them (DESIGN, invariant 4 a).
+WIDE = ModelConfig("wide", 2, 256, 4, 2, 64, 512, 512, 2048)
+NARROW = ModelConfig("narrow", 2, 64, 4, 2, 16, 128, 512, 1024)
+SLIDING = WIDE.replace(name="sliding", windows=(24, None))
+
+
+@lru_cache(None)
+def params(model: ModelConfig):
+    """Seeded weights, made once."""
+    return weights.init_params(model, tensors.single_device_mesh(), seed=1)
+
+
+def tiny_engine(
+    model: ModelConfig = WIDE,
+    num_pages: int = 64,
+    page_size: int = 16,
+    max_num_seqs: int = 4,
+    policy: str = "vllm_v0",
+    chunk: int = 1,
+    max_batched_tokens: int | None = None,
+    **options,
+) -> Engine:
+    """A real engine on CPU. `num_pages` per layer; NaN poison, debug checks and captured logits are on."""
+    defaults = {"debug_checks": True, "poison": True, "capture_logits": True, "query_tile": 16, "max_tiles": 4}
+    config = EngineConfig(
+        cache=CacheConfig(page_size=page_size, num_pages=num_pages * model.num_layers, pages_per_chunk=chunk),
+        scheduler=SchedulerConfig(
+            policy=policy, max_num_seqs=max_num_seqs, watermark=0.0, max_num_batched_tokens=max_batched_tokens
+        ),
+        compilation_cache_dir=None,
+        **{**defaults, **options},
+    )
+    mesh = tensors.single_device_mesh()
+    spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
+    size = tensors.num_bytes(llama.definitions(model))
+    memory = make_memory_plan(model, config, size, spec.page_bytes, mesh.devices.flat[0])
+    return assemble(Engine, model, params(model), config, mesh, spec, memory, None)
+
+
+def prompts(lengths, vocab: int = 512, seed: int = 0) -> list[list[int]]:
+    """Seeded random prompts of these lengths."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab, n).tolist() for n in lengths]
