@@ -151,9 +151,8 @@ def out_directory(program: str) -> Path:
     return Path(OUT.value or f"results/{program}")
 
 
-def load_engine() -> Engine:
-    """The engine that --model and the configuration flags describe. Imports JAX."""
-    model, config = required_model(), engine_config_from_flags()
+def load_engine(model: str, config: EngineConfig) -> Engine:
+    """`Engine.from_pretrained`; imports JAX here, after the flags were found to be good."""
     from engine import Engine
 
     return Engine.from_pretrained(model, config)

@@ -24,22 +24,34 @@ from experiments.workloads import WorkloadRequest
 FILES = ("config.json", "flags.txt", "requests.jsonl", "steps.jsonl", "summary.json")
 
 
-class RunRecord:
-    """Writes one run's files into a directory.
+def claim(directory: Path, overwrite: bool) -> Path:
+    """Makes the directory of a run, before anything slow happens. Writes nothing in it yet.
 
     Raises:
-      ConfigError: the directory holds an earlier run and `overwrite` is False, or it cannot be written.
+      ConfigError: it holds an earlier run and `overwrite` is False, or it cannot be made.
+    """
+    earlier = [name for name in FILES if (directory / name).exists()]
+    if earlier and not overwrite:
+        raise ConfigError(f"--out={directory} holds an earlier run ({earlier[0]}); name another, or --overwrite")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--out={directory} cannot be made: {e.strerror}") from None
+    return directory
+
+
+class RunRecord:
+    """Writes one run's files into a claimed directory, over those of an earlier run.
+
+    Raises:
+      ConfigError: the directory cannot be written.
     """
 
-    def __init__(self, directory: Path, overwrite: bool = False):
+    def __init__(self, directory: Path):
         self.directory = directory
-        earlier = [name for name in FILES if (directory / name).exists()]
-        if earlier and not overwrite:
-            raise ConfigError(f"--out={directory} holds an earlier run ({earlier[0]}); name another, or --overwrite")
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for name in earlier:
-                (directory / name).unlink()
+            for name in FILES:
+                (directory / name).unlink(missing_ok=True)
             self._requests = self._open("requests.jsonl")
             self._steps = self._open("steps.jsonl")
         except OSError as e:

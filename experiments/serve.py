@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from engine.config import to_dict
+from engine.config import EngineConfig, to_dict
 from engine.errors import FolioError
 from engine.metrics import Slo, StepRecord, summarise
 from experiments import common_flags, environment, workloads
 from experiments.replay import Observer, Progress, StopFlag, replay, stop_on_signals
-from experiments.run_record import RunRecord
+from experiments.run_record import RunRecord, claim
 from experiments.tables import ProgressLine, format_table
 from experiments.workloads import WorkloadRequest
 
@@ -124,23 +124,26 @@ def settings(engine: Engine, model: str, workload: str) -> dict[str, Any]:
     }
 
 
-def start_engine(warmup: bool) -> Engine:
-    """Loads --model, prints where its memory goes, and compiles every bucket when asked to."""
-    engine = common_flags.load_engine()
+def start_engine(model: str, config: EngineConfig, warmup: bool) -> Engine:
+    """Loads the engine, prints where its memory goes, and compiles every bucket when asked to."""
+    engine = common_flags.load_engine(model, config)
     print(engine.memory_table(), flush=True)
     if warmup:
         programs = engine.warmup()
-        print(f"compiled {len(programs)} programs in {sum(s for *_, s in programs):.1f} s", flush=True)
+        print(f"compiled {len(programs)} buckets in {sum(s for _, s in programs):.1f} s", flush=True)
     return engine
 
 
 def main() -> int:
     """The program."""
-    model, workload = common_flags.required_model(), WORKLOAD.value
+    # Everything that can be wrong with the input is found out before anything slow starts.
+    model, config = common_flags.required_model(), common_flags.engine_config_from_flags()
+    workload = WORKLOAD.value
     requests = workloads.build(workload)
     slo = Slo.parse(GOODPUT.value) if GOODPUT.value else None
-    record = RunRecord(common_flags.out_directory("serve"), common_flags.OVERWRITE.value)
-    engine = start_engine(WARMUP.value)
+    directory = claim(common_flags.out_directory("serve"), common_flags.OVERWRITE.value)
+    engine = start_engine(model, config, WARMUP.value)
+    record = RunRecord(directory)
     record.config(settings(engine, model, workload))
     with stop_on_signals() as stop:
         summary = serve(engine, requests, record, stop, slo)
