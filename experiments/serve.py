@@ -22,7 +22,7 @@ from engine.metrics import Slo, StepRecord, summarise
 from experiments import common_flags, environment, workloads
 from experiments.replay import Observer, Progress, StopFlag, replay, stop_on_signals
 from experiments.run_record import RunRecord, claim
-from experiments.tables import ProgressLine, format_table
+from experiments.tables import ProgressLine, format_table, rounded
 from experiments.workloads import WorkloadRequest
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def main() -> int:
         )
     print(f"results in {record.directory}")
     headline = {"bench": "serve", "model": model, "workload": workload}
-    print(json.dumps(headline | {k: summary[k] for k in HEADLINE if k in summary}))
+    print(json.dumps(headline | {k: rounded(summary[k]) for k in HEADLINE if k in summary}))
     return 128 + signal.Signals[stop.signal] if stop.signal else 0
 
 

@@ -30,13 +30,18 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def rounded(value: Any) -> Any:
+    """A float to 5 significant digits, for headline lines; anything else as it is."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
 class ProgressLine:
     """One line on `stream` (default stderr): rewritten in place on a terminal, now and then otherwise."""
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty()
-        self._next = 0.0
+        self._next = time.monotonic() + LINE_EVERY_S[self._tty]
         self._width = 0
 
     def show(self, text: str) -> None:
