@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 LOGICAL_AXES = {"kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"}  # logical axis -> mesh axis
 
@@ -53,11 +53,16 @@ def single_device_mesh(device: Any = None) -> Mesh:
     return Mesh(np.array([device or jax.devices()[0]]), ("tensor",))
 
 
-def sharding(spec: TensorSpec, mesh: Mesh) -> NamedSharding:
-    """Where the tensor lives. An axis that its mesh axis does not divide is replicated (kv heads when K < tensor)."""
-    names = [LOGICAL_AXES.get(axis) if axis else None for axis in spec.axes]
+def partition(spec: TensorSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The mesh axis of each axis. One that its mesh axis does not divide is replicated (kv heads when K < tensor)."""
+    names = [LOGICAL_AXES[axis] if axis else None for axis in spec.axes]
     fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, spec.shape, strict=True)]
-    return NamedSharding(mesh, PartitionSpec(*fits))
+    return PartitionSpec(*fits)
+
+
+def sharding(spec: TensorSpec, mesh: Mesh) -> NamedSharding:
+    """Where the tensor lives."""
+    return NamedSharding(mesh, partition(spec, mesh))
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
