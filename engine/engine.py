@@ -265,12 +265,16 @@ class Engine:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Serves one prompt, yielding an output for each of its tokens. Leaving the loop early aborts it."""
         request_id = self.add_request(prompt, params)
+        text = self.tokenizer.stream() if self.tokenizer else None
         try:
             finished = False
             while not finished:
                 for output in self.step():
                     if output.request_id == request_id:
                         finished = output.finished
+                        if text is not None:
+                            new = "".join(map(text.add, output.new_token_ids))
+                            output.new_text = new + text.finish() if finished else new
                         yield output
         finally:
             self.abort(request_id)

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 class RequestOutput:
     """A request's tokens up to one step. Cheap to make; lists and text are built when asked for."""
 
-    __slots__ = ("_end", "_request", "_start", "_tokenizer", "finished")
+    __slots__ = ("_end", "_request", "_start", "_tokenizer", "finished", "new_text")
 
     def __init__(self, request: Request, num_new: int, finished: bool, tokenizer: Tokenizer | None):
         self._request, self._end = request, len(request.output)
         self._start, self.finished, self._tokenizer = self._end - num_new, finished, tokenizer
+        self.new_text: str | None = None  # what this step adds to the text; filled in by `Engine.stream`
 
     @property
     def request_id(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from engine.errors import ConfigError
 from pallas_kernels.kv_cache import KVArena, KVView, PagedView
@@ -17,7 +18,7 @@ def on_host(*arrays) -> list[np.ndarray]:
     Raises:
       ConfigError: inside jit, where the reference backend cannot run.
     """
-    if any(isinstance(a, jax.core.Tracer) for a in arrays):
+    if any(isinstance(a, Tracer) for a in arrays):
         raise ConfigError("the reference backend runs on concrete arrays, outside jit; use backend 'xla' inside")
     return [np.asarray(a) for a in arrays]
 

@@ -74,31 +74,37 @@ class KVArena:
             x = jax.lax.bitcast_convert_type(x, self.spec.dtype)
         return x.astype(jnp.float32)
 
-    def read_tile(self, view: KVView, index: jax.Array | int, tokens: int) -> tuple[jax.Array, jax.Array]:
-        """Tokens [index * tokens, (index + 1) * tokens) of every row of `view`.
+    def read(
+        self, view: KVView, index: jax.Array | int, count: int, first: jax.Array, last: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tokens [index * count, (index + 1) * count) of every row of `view`.
+
+        A token outside [first, last) of its row reads slot 0 of the zero page instead, so unwritten slots, which may
+        hold NaN, never reach the arithmetic, and every page size and view runs the same code from here on.
 
         Args:
           view: the pages of R rows.
           index: int32 scalar, may be traced.
-          tokens: static, a power of two.
+          count: static, a power of two.
+          first, last: int32 [R], the tokens to read.
 
         Returns:
-          K and V, float32 [R, tokens, K, D]. What lies beyond a row's written tokens is unspecified and may be NaN.
+          K and V, float32 [R, count, K, D].
         """
         size = self.spec.page_size
-        block = min(size, tokens)  # tokens read by one index
-        if size <= tokens:
-            ids = view.page_ids(index * (tokens // size), tokens // size)
-        else:  # a part of a page: the arena seen as blocks of `tokens` tokens
-            parts = size // tokens
-            ids = view.page_ids(index // parts, 1) * parts + index % parts
-        rows, _, heads, dim = ids.shape[0], block, self.num_kv_heads, self.k.shape[3]
+        ids = view.page_ids(index * count // size, max(1, count // size))  # [R, pages of these tokens]
+        slot = index * count + jnp.arange(count, dtype=jnp.int32)
+        wanted = (slot >= first[:, None]) & (slot < last[:, None])
+        ids = jnp.repeat(ids, min(size, count), axis=1)  # [R, count]
+        token = jnp.where(wanted, ids * size + slot % size, ZERO_PAGE * size)  # in the arena seen as rows of tokens
 
         def gather(pages: jax.Array) -> jax.Array:
-            blocks = pages.reshape(-1, block, heads, dim).at[ids].get(mode="clip")  # [R, n, block, K, D]
-            return self.decode(blocks.reshape(rows, tokens, heads, dim))
+            tokens = pages.reshape(-1, pages.shape[2] * pages.shape[3])  # rows: 3-6x faster on CPU than 4-D slices
+            tokens = tokens.at[token].get(mode="clip", wrap_negative_indices=False)
+            return self.decode(tokens).reshape(*token.shape, *pages.shape[2:])
 
-        return gather(self.k), gather(self.v)
+        # The barrier keeps XLA from fusing a transposition into the gather, which makes it element by element on CPU.
+        return jax.lax.optimization_barrier((gather(self.k), gather(self.v)))
 
 
 def init_arena(
@@ -145,8 +151,13 @@ class PagedView:
           int32 [R, count]
         """
         logical = _logical(first, count, self.rows.shape[0])
-        ids = self.table.at[self.layer, self.rows[:, None], logical].get(mode="clip")
+        at = self.table.at[self.layer, self.rows[:, None], logical]
+        ids = at.get(mode="clip", wrap_negative_indices=False)
         return jnp.where((logical >= 0) & (logical < self.table.shape[2]), ids, ZERO_PAGE)
+
+    def row(self, i: jax.Array | int) -> PagedView:
+        """The view of row i alone; i may be traced."""
+        return PagedView(self.table, self.layer, jax.lax.dynamic_slice_in_dim(self.rows, i, 1))
 
 
 @jax.tree_util.register_dataclass
@@ -159,6 +170,10 @@ class RunView:
     def page_ids(self, first: jax.Array | int, count: int) -> jax.Array:
         """As `PagedView.page_ids`; ids beyond the run name whatever follows it, clamped by the reader to the arena."""
         return self.start[:, None] + _logical(first, count, self.start.shape[0])
+
+    def row(self, i: jax.Array | int) -> RunView:
+        """The view of row i alone; i may be traced."""
+        return RunView(jax.lax.dynamic_slice_in_dim(self.start, i, 1))
 
 
 KVView = PagedView | RunView

@@ -19,40 +19,39 @@ MASKED = -1e30  # score of a masked slot, and lse of a row that sees nothing
 
 
 class State(NamedTuple):
-    """Running softmax of rows [..., M]."""
+    """Running softmax of rows of queries [..., M]."""
 
     m: jax.Array  # [..., M] maximum score so far
     l: jax.Array  # noqa: E741  [..., M] sum of exp(score - m)
     o: jax.Array  # [..., M, D] sum of exp(score - m) * v
 
 
-def init_state(shape: tuple[int, ...], head_dim: int) -> State:
-    """Rows of `shape` that have seen nothing."""
-    return State(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, head_dim)))
+def init_state(q: jax.Array) -> State:
+    """The state of queries [..., M, D] that have seen nothing; `*_like` keeps it varying where q is, in shard_map."""
+    return State(jnp.full_like(q[..., 0], MASKED), jnp.zeros_like(q[..., 0]), jnp.zeros_like(q))
 
 
 def accumulate(
-    state: State, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, kept: jax.Array, soft_cap: float | None
+    state: State, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, soft_cap: float | None
 ) -> State:
-    """One tile of T KV tokens.
+    """The state after T more KV tokens.
 
     Args:
-      state: of rows [..., K, M].
-      q: [..., K, M, D] float32, already scaled.
-      k, v: [..., T, K, D] float32; slots outside `kept` may hold NaN.
-      seen: bool, broadcastable to [..., K, M, T]: which slots a query sees. Implies kept.
-      kept: bool [..., T]: written slots that any query of these rows sees; the rest of v is taken as 0.
+      state: of rows [..., M].
+      q: [..., M, D] float32, already scaled.
+      k, v: [..., T, D] float32, finite.
+      seen: bool, broadcastable to [..., M, T]: which tokens a query sees.
       soft_cap: see `decode_attention`.
     """
-    s = jnp.einsum("...kmd,...tkd->...kmt", q, k)
+    s = jnp.einsum("...md,...td->...mt", q, k)
     if soft_cap is not None:
         s = soft_cap * jnp.tanh(s / soft_cap)
     s = jnp.where(seen, s, MASKED)
     m = jnp.maximum(state.m, s.max(-1))
     p = jnp.exp(s - m[..., None])
     a = jnp.exp(state.m - m)
-    v = jnp.where(kept[..., None, None], v, 0.0)  # 0 * NaN would be NaN
-    return State(m, state.l * a + p.sum(-1), state.o * a[..., None] + jnp.einsum("...kmt,...tkd->...kmd", p, v))
+    o = state.o * a[..., None] + jnp.einsum("...mt,...td->...md", p, v)
+    return State(m, state.l * a + p.sum(-1), o)
 
 
 def finish(state: State) -> tuple[jax.Array, jax.Array]:

@@ -66,12 +66,13 @@ class PagedStore:
         self.grow(np.array([slot], np.int32), np.array([num_tokens]))
         return self._slots.pop()
 
-    def _lacking(self, slots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def lacking(self, slots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Pages of each layer that these sequences need and do not map for these lengths, int [n]."""
         return np.maximum(self.pages_for(lengths) - self.mapped[slots], 0)
 
     def can_grow(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
         """Whether all these sequences can grow to these lengths together."""
-        lacking = int(self._lacking(slots, lengths).sum())
+        lacking = int(self.lacking(slots, lengths).sum())
         return lacking == 0 or self.pool.fits(lacking)
 
     def grow(self, slots: np.ndarray, lengths: np.ndarray) -> None:
@@ -80,7 +81,7 @@ class PagedStore:
         Raises:
           OutOfPages: they do not fit together; nothing was mapped.
         """
-        lacking = self._lacking(slots, lengths)
+        lacking = self.lacking(slots, lengths)
         total = int(lacking.sum())
         if total == 0:
             return

@@ -43,6 +43,10 @@ class KVStore(Protocol):
         """Maps a new sequence and returns its slot. Raises OutOfPages."""
         ...
 
+    def lacking(self, slots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Pages of each layer that these sequences need and do not map for these lengths, int [n]."""
+        ...
+
     def can_grow(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
         """Whether all these sequences can grow to these lengths together."""
         ...

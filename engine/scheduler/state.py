@@ -134,6 +134,8 @@ class SchedulerState:
     def check(self) -> None:
         """Asserts that queues, slots and store agree (debug mode and tests)."""
         self.store.check()
+        # No step may touch what is not mapped: JAX would clamp the page id silently.
+        assert not self.store.lacking(self.running, self.cached[self.running]).any(), "a planned token has no page"
         held = [s for s, r in enumerate(self.requests) if r is not None]
         assert sorted(self.running.tolist()) == held, "running set and slots disagree"
         assert self.store.num_slots - self.store.num_free_slots == len(held), "a slot is held by nobody"

@@ -1,4 +1,4 @@
-"""Prefill attention in XLA: tile by tile, each over the KV tokens up to its own causal end."""
+"""Prefill attention in XLA: one query tile after the other, each over the KV tokens up to its own causal end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels.kv_cache import KVArena, KVView
 from pallas_kernels.online_softmax import accumulate, finish, init_state
 
-TILE = 64  # KV tokens a step; a token count, so page sizes share one arithmetic
+TILE = 64  # KV tokens a step
 
 
 def prefill_attention(
@@ -26,24 +26,26 @@ def prefill_attention(
     tiles, width, heads, dim = q.shape
     kv_heads = arena.num_kv_heads
     group = heads // kv_heads
-    qs = (q.astype(jnp.float32) * sm_scale).reshape(tiles, width, kv_heads, group, dim)
-    qs = qs.transpose(0, 2, 1, 3, 4).reshape(tiles, kv_heads, width * group, dim)  # [NT, K, TQ*G, D]
-    index = jnp.repeat(jnp.arange(width), group)  # [TQ*G] which query of the tile
-    position = jnp.where(index < q_len[:, None], q_start[:, None] + index, -1)  # [NT, TQ*G], -1: sees nothing
+    query = jnp.repeat(jnp.arange(width), group)  # [TQ*G] which query of the tile
     reach = jnp.iinfo(jnp.int32).max // 2 if window is None else window
-    last = jnp.where(q_len > 0, q_start + q_len, 0)  # [NT]
-    first = jnp.maximum(q_start + 1 - reach, 0)
 
-    def step(i, state):
-        k, v = arena.read_tile(view, i, TILE)
-        slot = i * TILE + jnp.arange(TILE)
-        kept = (slot >= first[:, None]) & (slot < last[:, None])
-        seen = (slot <= position[..., None]) & (slot > position[..., None] - reach)  # [NT, TQ*G, TILE]
-        return accumulate(state, qs, k, v, seen[:, None], kept, soft_cap)
+    def one_tile(t):
+        qs = (q[t].astype(jnp.float32) * sm_scale).reshape(width, kv_heads, group, dim)
+        qs = qs.transpose(1, 0, 2, 3).reshape(kv_heads, width * group, dim)  # [K, TQ*G, D]
+        position = jnp.where(query < q_len[t], q_start[t] + query, -1)[:, None]  # [TQ*G, 1], -1 sees nothing
+        first = jnp.maximum(q_start[t] + 1 - reach, 0)
+        last = jnp.where(q_len[t] > 0, q_start[t] + q_len[t], 0)
+        pages = view.row(t)
 
-    begin = jnp.min(jnp.where(q_len > 0, first, jnp.iinfo(jnp.int32).max)) // TILE
-    end = (jnp.max(last) + TILE - 1) // TILE
-    o, lse = finish(jax.lax.fori_loop(begin, end, step, init_state(qs.shape[:3], dim)))
-    o = o.reshape(tiles, kv_heads, width, group, dim).transpose(0, 2, 1, 3, 4)
-    lse = lse.reshape(tiles, kv_heads, width, group).transpose(0, 2, 1, 3)
-    return o.reshape(tiles, width, heads, dim), lse.reshape(tiles, width, heads)
+        def step(i, state):
+            k, v = (x[0].swapaxes(0, 1) for x in arena.read(pages, i, TILE, first[None], last[None]))  # [K, TILE, D]
+            slot = i * TILE + jnp.arange(TILE)
+            seen = (slot <= position) & (slot > position - reach)  # [TQ*G, TILE]
+            return accumulate(state, qs, k, v, seen, soft_cap)
+
+        o, lse = finish(jax.lax.fori_loop(first // TILE, (last + TILE - 1) // TILE, step, init_state(qs)))
+        o = o.reshape(kv_heads, width, group, dim).transpose(1, 0, 2, 3)
+        lse = lse.reshape(kv_heads, width, group).transpose(1, 0, 2)
+        return o.reshape(width, heads, dim), lse.reshape(width, heads)
+
+    return jax.lax.map(one_tile, jnp.arange(tiles))

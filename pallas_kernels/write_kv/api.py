@@ -24,7 +24,7 @@ def write_kv(
     Args:
       arena: donate it to the enclosing jit, and read it only after the write: then nothing is copied.
       k_new, v_new: [T, K, D], any float dtype; rounded to the arena's.
-      page: int32 [T]; a token whose page is < 0 or >= P is skipped (padding).
+      page: int32 [T]; a token whose page is <= 0 or >= P is skipped: padding, and the zero page stays zero.
       offset: int32 [T], in [0, S). No two tokens that are kept may name the same slot.
 
     Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from pallas_kernels.dense import on_host
-from pallas_kernels.kv_cache import KVArena
+from pallas_kernels.kv_cache import ZERO_PAGE, KVArena
 
 
 def write_kv(arena: KVArena, k_new, v_new, page, offset) -> KVArena:
@@ -16,7 +16,7 @@ def write_kv(arena: KVArena, k_new, v_new, page, offset) -> KVArena:
         pages, new = on_host(pages, arena.encode(new))
         pages = pages.copy()
         for t, (p, s) in enumerate(zip(page, offset, strict=True)):
-            if 0 <= p < arena.num_pages:
+            if ZERO_PAGE < p < arena.num_pages:
                 pages[p, s] = new[t]
         return jnp.asarray(pages)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.kv_cache import KVArena
+from pallas_kernels.kv_cache import ZERO_PAGE, KVArena
 
 
 def write_kv(arena: KVArena, k_new: jax.Array, v_new: jax.Array, page: jax.Array, offset: jax.Array) -> KVArena:
-    """See api.py. A negative page would wrap around, so it is moved past the end, where the scatter drops it."""
-    page = jnp.where(page < 0, arena.num_pages, page)
+    """See api.py. A skipped token is moved past the last page, where the scatter drops it."""
+    page = jnp.where(page > ZERO_PAGE, page, arena.num_pages)
 
     def scatter(pages: jax.Array, new: jax.Array) -> jax.Array:
         return pages.at[page, offset].set(arena.encode(new), mode="drop")
