@@ -15,24 +15,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from engine.config import to_dict
 from engine.errors import ConfigError
-from engine.request import SamplingParams
-from experiments import checkpoints, common_flags, environment, peer_transformers
+from experiments import checkpoints, common_flags, environment
+from experiments.measure import Side, Timing, our_side
+from experiments.peer import Peer
 from experiments.tables import format_table, rounded
-
-if TYPE_CHECKING:
-    from engine import Engine
 
 flags.adopt_module_key_flags(common_flags)
 BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Batch sizes.")
@@ -43,85 +39,6 @@ PEER = flags.DEFINE_bool("peer", True, "Measure transformers too.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter that has torch and transformers.")
 
 DEFAULT_MODEL = "base-124m"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One run of one side."""
-
-    prefill_s: float
-    decode_tokens_s: float  # tokens per second, all sequences together
-    tokens: list[list[int]]
-
-
-Side = Callable[[list[list[int]], int], Timing]
-
-
-def timing(times: Sequence[float], counts: Sequence[int], tokens: list[list[int]]) -> Timing:
-    """Applies the definition to `counts[i]` tokens known `times[i]` seconds after the start (all sequences)."""
-    batch = len(tokens)
-    first = next(i for i, n in enumerate(counts) if n >= batch)  # every sequence has its first token
-    return Timing(times[first], (counts[-1] - counts[first]) / (times[-1] - times[first]), tokens)
-
-
-def our_side(engine: Engine) -> Side:
-    """Runs a batch through `add_request` and `step`."""
-
-    def run(prompts: list[list[int]], new_tokens: int) -> Timing:
-        params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
-        now, start = engine.clock.now, engine.clock.now()
-        ids = [engine.add_request(p, params) for p in prompts]
-        times, counts, num_tokens = [], [], 0
-        seen: set[str] = set()
-        done: dict[str, list[int]] = {}
-        while engine.has_work():
-            outputs = engine.step()
-            seen.update(o.request_id for o in outputs)
-            num_tokens += len(outputs)
-            counts.append(num_tokens if len(seen) == len(ids) else 0)  # 0: some sequence has no token yet
-            times.append(now() - start)
-            done.update((o.request_id, o.token_ids) for o in outputs if o.finished)
-        return timing(times, counts, [done[i] for i in ids])
-
-    return run
-
-
-class Peer:
-    """`transformers` in its own process.
-
-    Raises:
-      ConfigError: it cannot run there; says how to install it.
-    """
-
-    def __init__(self, python: str, model: Path, dtype: str):
-        command = [python, peer_transformers.__file__, str(model), dtype]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            self.about = self._reply()
-        except BaseException:
-            self.close()
-            raise
-
-    def __call__(self, prompts: list[list[int]], new_tokens: int) -> Timing:
-        """A `Side`."""
-        assert self._process.stdin is not None
-        print(json.dumps({"prompts": prompts, "new_tokens": new_tokens}), file=self._process.stdin, flush=True)
-        reply = self._reply()
-        counts = [len(prompts) * (i + 1) for i in range(len(reply["times"]))]
-        return timing(reply["times"], counts, reply["tokens"])
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _reply(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        reply = json.loads(line) if line else {"error": "the transformers process ended; its message is above"}
-        if "error" in reply:
-            raise ConfigError(reply["error"])
-        return reply
 
 
 def measure_cell(sides: dict[str, Side], prompt: int, batch: int, vocab_size: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ A workload is named by a spec, `name[:file][,option=value]...`:
     num, start    how many requests to keep, after skipping `start` of them
     seed          of arrivals, lengths and token ids (default 0)
     scale_len     multiplies prompt and output lengths (at least 1 token stays)
+    scale_prompt, scale_output    the same for one of the two; default scale_len
     max_prompt, max_output    clip lengths, after scaling
     rate_scale    multiplies the arrival rate; time_scale multiplies the gaps (give one)
 
@@ -167,17 +168,15 @@ def build(spec: str) -> list[WorkloadRequest]:
 
 
 def mean_rate(requests: Sequence[WorkloadRequest]) -> float:
-    """Mean arrival rate in requests/s between the first and the last arrival (inf when they coincide)."""
+    """Mean arrival rate in requests/s between the first and the last arrival.
+
+    Raises:
+      WorkloadError: they all arrive at once, so there is no rate.
+    """
     span = requests[-1].arrival_s - requests[0].arrival_s
-    return (len(requests) - 1) / span if span > 0 else float("inf")
-
-
-def at_rate(requests: Sequence[WorkloadRequest], rate: float) -> list[WorkloadRequest]:
-    """The same requests with their gaps stretched evenly, so that the mean rate is `rate` requests/s."""
-    stretch = mean_rate(requests) / rate
-    if not np.isfinite(stretch):
-        raise WorkloadError("these requests all arrive at once: they have no rate to change")
-    return [dataclasses.replace(r, arrival_s=r.arrival_s * stretch) for r in requests]
+    if span <= 0:
+        raise WorkloadError(f"all {len(requests)} requests arrive at once: they have no rate")
+    return (len(requests) - 1) / span
 
 
 def _parse(spec: str) -> tuple[str, str | None, dict[str, str]]:
@@ -197,14 +196,15 @@ def _parse(spec: str) -> tuple[str, str | None, dict[str, str]]:
 
 def _common_transform(options: Options) -> Callable[[int, WorkloadRequest], WorkloadRequest]:
     scale = options.number("scale_len", 1.0)
+    scale_prompt, scale_output = options.number("scale_prompt", scale), options.number("scale_output", scale)
     max_prompt, max_output = options.optional_integer("max_prompt"), options.optional_integer("max_output")
     rate_scale, time_scale = options.optional_number("rate_scale"), options.optional_number("time_scale")
     if rate_scale and time_scale:
         raise options.error("rate_scale and time_scale say the same thing; give one of them")
     stretch = time_scale or 1.0 / (rate_scale or 1.0)
 
-    def length(tokens: int, limit: int | None) -> int:
-        scaled = max(1, round(tokens * scale))
+    def length(tokens: int, factor: float, limit: int | None) -> int:
+        scaled = max(1, round(tokens * factor))
         return scaled if limit is None else min(scaled, limit)
 
     def apply(index: int, r: WorkloadRequest) -> WorkloadRequest:
@@ -212,8 +212,8 @@ def _common_transform(options: Options) -> Callable[[int, WorkloadRequest], Work
             r,
             id=str(index),
             arrival_s=r.arrival_s * stretch,
-            prompt_len=length(r.prompt_len, max_prompt),
-            output_len=length(r.output_len, max_output),
+            prompt_len=length(r.prompt_len, scale_prompt, max_prompt),
+            output_len=length(r.output_len, scale_output, max_output),
         )
 
     return apply

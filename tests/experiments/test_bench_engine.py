@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench_engine import our_side, timing
+from experiments.measure import our_side, timing
 from tests.experiments import programs
 from tests.experiments.timed_engine import timed_engine
 

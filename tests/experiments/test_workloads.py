@@ -10,7 +10,7 @@ import pytest
 from engine.errors import WorkloadError
 from experiments import workload_azure
 from experiments.workload_synthetic import lognormal_parameters
-from experiments.workloads import at_rate, build, mean_rate
+from experiments.workloads import build, mean_rate
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 ROWS = (
@@ -99,6 +99,8 @@ def test_common_options(trace):
     assert arrival == pytest.approx([0.0, 4.314579 / 2, 4.541877 / 2], abs=1e-7)
     assert prompt.tolist() == [37, 40, 40] and output.tolist() == [4, 5, 5]
     assert columns(f"azure:{trace},scale_len=0.001")[2].tolist() == [1, 1, 1]  # at least one token stays
+    _, prompt, output = columns(f"azure:{trace},scale_len=0.1,scale_output=0.5")
+    assert prompt.tolist() == [37, 40, 88] and output.tolist() == [22, 54, 28]
     stretched, _, _ = columns(f"azure:{trace},time_scale=0.5")
     assert stretched == pytest.approx(arrival)
 
@@ -180,14 +182,12 @@ def test_a_window_past_the_end_is_refused(trace):
         build(f"azure:{trace},start=9")
 
 
-def test_at_rate_stretches_gaps_evenly(trace):
+def test_mean_rate(trace):
     requests = build(f"azure:{trace}")
-    faster = at_rate(requests, 8.0)
-    assert mean_rate(faster) == pytest.approx(8.0)
-    ratio = [b.arrival_s / a.arrival_s for a, b in zip(requests[1:], faster[1:], strict=True)]
-    assert ratio[0] == pytest.approx(ratio[1])
-    with pytest.raises(WorkloadError, match="all arrive at once"):
-        at_rate(requests[:1], 8.0)
+    assert mean_rate(requests) == pytest.approx(2 / 4.541877)
+    assert mean_rate(build(f"azure:{trace},rate_scale={8 / mean_rate(requests)}")) == pytest.approx(8.0)
+    with pytest.raises(WorkloadError, match="all 1 requests arrive at once"):
+        mean_rate(requests[:1])
 
 
 @pytest.mark.skipif(not os.path.exists(REAL_TRACE), reason="the Azure 2023 trace is not beside the checkout")

@@ -1,0 +1,217 @@
+"""The main job, small: real weights in, a trace's requests in at their arrival times, tokens and honest metrics out.
+
+    python -m experiments.demo                              the Azure conversation hour's quantiles
+    python -m experiments.demo --workload=azure:FILE.csv    the trace itself
+
+Writes the 124M preset as a Hugging Face checkpoint, loads it back, and serves the same requests (arrivals and outputs)
+at growing context lengths from a KV pool that holds one of the longest requests at a time. It shows what LayerKV
+starts from: short contexts spend their TTFT in prefill; long ones spend it waiting for pages, although the machine
+could compute them. The last point is served again with a pool that never fills, to tell memory from compute.
+
+The arrival rate comes from a short calibration, so that the same happens on any machine: at the reference context
+scale the machine would be 90% busy. Prints one table, draws one figure, ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+
+from engine.config import EngineConfig, ModelConfig, cdiv
+from engine.errors import ConfigError
+from experiments import checkpoints, common_flags, plots, workloads
+from experiments.measure import our_side
+from experiments.replay import StopFlag, stop_on_signals
+from experiments.run_record import RunRecord, claim
+from experiments.serving import serve, settings, start_engine
+from experiments.tables import format_table, rounded
+from experiments.workloads import WorkloadRequest
+
+if TYPE_CHECKING:
+    from engine import Engine
+
+flags.adopt_module_key_flags(common_flags)
+WORKLOAD = flags.DEFINE_string("workload", "azure-like", "Workload spec; the demo sets its lengths, rate and number.")
+SECONDS = flags.DEFINE_float("seconds", 16.0, "Arrivals per point.", lower_bound=1.0)
+CONTROL = flags.DEFINE_bool("control", True, "Serve the longest contexts again with a pool that never fills.")
+
+DEFAULT_MODEL = "base-124m"
+SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8)  # of the trace's contexts
+REFERENCE_SCALE = 1 / 4
+OUTPUT_SCALE = 0.5
+MAX_PROMPT, MAX_OUTPUT = 1024, 256  # tokens
+POOL_TOKENS = MAX_PROMPT + MAX_OUTPUT  # small enough to hurt: the longest request alone
+CONTROL_FACTOR = 8
+MAX_NUM_SEQS = 16
+BUSY = 0.9
+MIN_REQUESTS = 8
+CALIBRATION_PROMPT, CALIBRATION_BATCH, CALIBRATION_RUNS = 256, 4, 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the machine does, unloaded."""
+
+    prefill_s: float  # per prompt token
+    decode_s: float  # per output token, in batches of CALIBRATION_BATCH
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: a context scale and a pool."""
+
+    mean_context: float
+    pool_tokens: int
+    summary: dict[str, Any]
+
+    def bar(self) -> plots.TtftBar:
+        """For the figure."""
+        label = f"{self.mean_context:.0f}" + (f"\npool x{CONTROL_FACTOR}" if self.pool_tokens > POOL_TOKENS else "")
+        return plots.TtftBar(label, self.summary["mean_queue_ms"] / 1e3, self.summary["mean_prefill_ms"] / 1e3)
+
+    def row(self) -> dict[str, Any]:
+        """For the table and the JSON line."""
+        s = self.summary
+        share = s["mean_queue_ms"] / s["mean_ttft_ms"] if s["mean_ttft_ms"] else None
+        return {
+            "context": round(self.mean_context),
+            "pool": self.pool_tokens,
+            "requests": s["completed"],
+            "TTFT ms": s["mean_ttft_ms"],
+            "queue ms": s["mean_queue_ms"],
+            "prefill ms": s["mean_prefill_ms"],
+            "queue %": None if share is None else round(100 * share),
+            "TPOT ms": s["mean_tpot_ms"],
+            "out tok/s": s["output_throughput"],
+            "preempted": s["total_preemptions"],
+        }
+
+
+def demo_config(config: EngineConfig, model: ModelConfig, pool_tokens: int) -> EngineConfig:
+    """`config` with a pool of `pool_tokens` tokens, and the demo's limits where no flag set others."""
+    if config.cache.num_pages or config.cache.device_bytes or config.cache.device_fraction:
+        raise ConfigError("the demo sizes the KV pool itself: leave num_pages, device_bytes and device_fraction out")
+    pages = cdiv(pool_tokens, config.cache.page_size) * model.num_layers
+    cache = dataclasses.replace(config.cache, num_pages=pages, pages_per_chunk=config.cache.pages_per_chunk or 1)
+    scheduler = config.scheduler
+    if not flags.FLAGS["max_num_seqs"].present:
+        scheduler = dataclasses.replace(scheduler, max_num_seqs=MAX_NUM_SEQS)
+    return dataclasses.replace(
+        config, cache=cache, scheduler=scheduler, max_context=config.max_context or MAX_PROMPT + MAX_OUTPUT
+    )
+
+
+def calibrate(engine: Engine) -> Speed:
+    """Medians over a few runs of one prompt, and of a small batch's decode."""
+    side, rng, size = our_side(engine), np.random.default_rng(0), engine.model_config.vocab_size
+    prompts = [side(rng.integers(0, size, (1, CALIBRATION_PROMPT)).tolist(), 2) for _ in range(CALIBRATION_RUNS)]
+    batches = [side(rng.integers(0, size, (CALIBRATION_BATCH, 64)).tolist(), 24) for _ in range(CALIBRATION_RUNS)]
+    return Speed(
+        float(np.median([t.prefill_s for t in prompts])) / CALIBRATION_PROMPT,
+        float(np.median([1 / t.decode_tokens_s for t in batches])),
+    )
+
+
+def spec(base: str, scale: float, num: int, rate_scale: float = 1.0) -> str:
+    """The workload of one point; every point has the same arrivals and outputs."""
+    options = {
+        "num": num,
+        "scale_prompt": scale,
+        "scale_output": OUTPUT_SCALE,
+        "max_prompt": MAX_PROMPT,
+        "max_output": MAX_OUTPUT,
+        "rate_scale": f"{rate_scale:.6g}",
+    }
+    return base + ("," if ":" in base else ":") + ",".join(f"{k}={v}" for k, v in options.items())
+
+
+def busy_rate(base: str, speed: Speed) -> float:
+    """Requests/s that would keep the machine `BUSY` at the reference scale, if memory were no limit."""
+    sample = workloads.build(spec(base, REFERENCE_SCALE, 200))
+    work = [speed.prefill_s * r.prompt_len + speed.decode_s * r.output_len for r in sample]
+    return BUSY / float(np.mean(work))
+
+
+def serve_point(engine: Engine, model: str, workload: str, directory: Path, stop: StopFlag, pool: int) -> Point:
+    """Serves one point and writes its run files."""
+    requests: Sequence[WorkloadRequest] = workloads.build(workload)
+    record = RunRecord(claim(directory, overwrite=True))
+    record.config(settings(engine, model, workload))
+    mean_context = float(np.mean([r.prompt_len for r in requests]))
+    print(f"\n{len(requests)} requests, mean context {mean_context:.0f} tokens, pool {pool:,} tokens", flush=True)
+    return Point(mean_context, pool, serve(engine, requests, record, stop))
+
+
+def serve_all(directory: Path, model: ModelConfig, config: EngineConfig, out: Path, stop: StopFlag) -> list[Point]:
+    """All points, or those reached when the user interrupts."""
+    base, name = WORKLOAD.value, str(directory)
+    engine = start_engine(name, demo_config(config, model, POOL_TOKENS), warmup=True)
+    speed = calibrate(engine)
+    rate = busy_rate(base, speed)
+    num = max(MIN_REQUESTS, round(rate * SECONDS.value))
+    rate_scale = rate / workloads.mean_rate(workloads.build(spec(base, 1.0, num)))
+    print(
+        f"calibration: prefill {speed.prefill_s * 1e3:.2f} ms/token, decode {speed.decode_s * 1e3:.2f} ms/token in "
+        f"batches of {CALIBRATION_BATCH}\n{rate:.2f} requests/s would keep this machine {BUSY:.0%} busy at "
+        f"{REFERENCE_SCALE:g} of the trace's context lengths; every point gets this rate"
+    )
+    points: list[Point] = []
+    for scale in SCALES:
+        if stop.signal is None:
+            workload = spec(base, scale, num, rate_scale)
+            points.append(serve_point(engine, name, workload, out / f"context-x{scale:g}", stop, POOL_TOKENS))
+    if CONTROL.value and stop.signal is None:
+        del engine  # its arena and weights, before the next one's
+        pool = CONTROL_FACTOR * POOL_TOKENS
+        engine = start_engine(name, demo_config(config, model, pool), warmup=True)
+        workload = spec(base, SCALES[-1], num, rate_scale)
+        points.append(serve_point(engine, name, workload, out / "control", stop, pool))
+    return points
+
+
+def draw(points: Sequence[Point], stem: Path) -> str | None:
+    """The figure's path, or None after saying why there is none."""
+    bars = [p.bar() for p in points if p.summary["completed"]]
+    try:
+        plots.ttft_figure(bars, stem, "mean context length (tokens)", "TTFT at one arrival rate")
+    except ConfigError as e:
+        print(f"no figure: {e}")
+        return None
+    return f"{stem}.png"
+
+
+def main() -> int:
+    """The program."""
+    name, config = common_flags.MODEL.value or DEFAULT_MODEL, common_flags.engine_config_from_flags()
+    workloads.build(spec(WORKLOAD.value, 1.0, 200))  # a bad spec or file is found out before anything slow starts
+    out = claim(common_flags.out_directory("demo"), overwrite=True)
+    start = time.monotonic()
+    directory = Path(name) if Path(name).is_dir() else checkpoints.exported(name, out, config.seed)
+    print(f"checkpoint {directory} ({time.monotonic() - start:.1f} s)", flush=True)
+    from engine.models.hf_config import read_config
+
+    with stop_on_signals() as stop:
+        points = serve_all(directory, read_config(directory), config, out, stop)
+    rows = [p.row() for p in points]
+    if not rows:
+        return 128 + signal.Signals[stop.signal] if stop.signal else 0
+    print("\n" + format_table(list(rows[0]), [list(r.values()) for r in rows]))
+    figure = draw(points, out / "ttft")
+    print(f"figure {figure}\nresults in {out}")
+    line = {"bench": "demo", "model": name, "workload": WORKLOAD.value, "interrupted": stop.signal is not None}
+    points_line = [{k.replace(" ", "_"): rounded(v) for k, v in row.items()} for row in rows]
+    print(json.dumps(line | {"figure": figure, "points": points_line}))
+    return 128 + signal.Signals[stop.signal] if stop.signal else 0
+
+
+if __name__ == "__main__":
+    common_flags.run_main(main)
