@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -29,12 +29,16 @@ REASONS = {1: "stop", 2: "length"}
 class Executor(Protocol):
     """Carries plans out: on a device, or on a virtual clock."""
 
-    def submit(self, plan: Plan):
+    def submit(self, plan: Plan) -> Any:
         """Starts a step and returns a ticket without waiting for results."""
         ...
 
-    def collect(self, ticket) -> StepResult:
+    def collect(self, ticket: Any) -> StepResult:
         """Waits for a step's results."""
+        ...
+
+    def poison(self, mask: np.ndarray) -> None:
+        """Fills the pages of `mask` bool [P] with NaN (tests)."""
         ...
 
 
@@ -189,7 +193,7 @@ class Engine:
             return []
         if unmapped is not None:
             unmapped[plan.deltas[:, 3]] = True
-            self.executor.poison(unmapped)  # type: ignore[attr-defined]
+            self.executor.poison(unmapped)
         result = self.executor.collect(self.executor.submit(plan))
         return self._account(plan, result)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -106,12 +106,12 @@ class Programs:
         outs = []
         if bucket.rows:
             with jax.named_scope("decode_attention"):
-                outs.append(decode_attention(q[:n], kv, rows, b["row_position"] + 1, **options))
+                outs.append(cast(jax.Array, decode_attention(q[:n], kv, rows, b["row_position"] + 1, **options)))
         if bucket.tiles:
             with jax.named_scope("prefill_attention"):
                 tiled = q[n:].reshape(bucket.tiles, bucket.tile, *q.shape[1:])
                 o = prefill_attention(tiled, kv, tiles, b["tile_start"], b["tile_length"], **options)
-                outs.append(o.reshape(-1, *q.shape[1:]))
+                outs.append(cast(jax.Array, o).reshape(-1, *q.shape[1:]))
         return jnp.concatenate(outs) if len(outs) > 1 else outs[0], kv
 
     def _tail(self, bucket: Bucket, params: Any, x: jax.Array, last_tokens: jax.Array, packed: jax.Array, rows=None):
