@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine.config import ModelConfig
 from engine.executor.packing import FROM_DEVICE, Bucket
-from engine.executor.sampling import sample
+from engine.executor.sampling import most_likely, sample
 from engine.models import llama
 from pallas_kernels import KVArena, PagedView, decode_attention, prefill_attention, write_kv
 
@@ -128,7 +128,7 @@ class Programs:
             x = jnp.pad(x, ((0, max(0, HEAD_BUCKET - bucket.outputs)), (0, 0)))
         logits = llama.head(params, self.model, x)[: bucket.outputs]
         if rows is None:
-            tokens = jnp.argmax(logits, -1).astype(jnp.int32)
+            tokens = most_likely(logits)
         else:
             as_float = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float32)
             tokens = sample(logits, as_float(rows[0]), rows[1], as_float(rows[2]), rows[3], rows[4])
