@@ -24,7 +24,7 @@ test-long: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff format .

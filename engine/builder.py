@@ -38,7 +38,7 @@ def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -
         params = weights.init_params(model, mesh, config.seed)
     else:
         params = weights.load_params(source, model, mesh, model.dtype)
-    return assemble(cls, model, params, config, mesh, spec, memory, tokenizer)
+    return assemble(cls, model, params, config, mesh, spec, memory, tokenizer, path_or_preset)
 
 
 def assemble(
@@ -49,7 +49,8 @@ def assemble(
     mesh: jax.sharding.Mesh,
     spec: KVSpec,
     memory: Any,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer | None = None,
+    source: str = "the model",
 ) -> Engine:
     """An engine from parameters that are on the device already."""
     pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
@@ -58,7 +59,7 @@ def assemble(
     executor = JaxExecutor(
         model, params, config, mesh, spec, pool.arena_pages, store.num_slots, store.table_width, clock
     )
-    engine = cls(model, config, memory, store, executor, clock, tokenizer)
+    engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:
         logging.info("context %d tokens: %s", memory.max_context, memory.context_note)
     if config.precompile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from engine.request import Phase, Request, SamplingParams
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.policy import make_policy
 from engine.scheduler.state import SchedulerState
+from engine.tokenizer import prompt_ids
 
 if TYPE_CHECKING:
     from engine.executor.memory_plan import MemoryPlan
@@ -29,12 +30,16 @@ REASONS = {1: "stop", 2: "length"}
 class Executor(Protocol):
     """Carries plans out: on a device, or on a virtual clock."""
 
-    def submit(self, plan: Plan):
+    def submit(self, plan: Plan) -> Any:
         """Starts a step and returns a ticket without waiting for results."""
         ...
 
-    def collect(self, ticket) -> StepResult:
+    def collect(self, ticket: Any) -> StepResult:
         """Waits for a step's results."""
+        ...
+
+    def poison(self, mask: np.ndarray) -> None:
+        """Fills the pages of `mask` bool [P] with NaN (tests)."""
         ...
 
 
@@ -53,7 +58,9 @@ class Engine:
         executor: Executor,
         clock: WallClock,
         tokenizer: Tokenizer | None = None,
+        source: str = "the model",
     ):
+        self.source = source  # directory or preset, for messages
         self.model_config, self.config, self.memory = model, config, memory
         self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
         self.state = SchedulerState(store)
@@ -128,11 +135,7 @@ class Engine:
 
     def _tokens(self, prompt: Prompt) -> np.ndarray:
         """A prompt as int32 token ids [T]."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError("the prompt is a string but the model has no tokenizer.json: give token ids")
-            prompt = self.tokenizer.encode(prompt)
-        tokens = np.asarray(prompt)
+        tokens = np.asarray(prompt_ids(prompt, self.tokenizer, self.source) if isinstance(prompt, str) else prompt)
         if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
             raise RequestError(
                 f"a prompt must be a string or a non-empty list of token ids, got {tokens.dtype} {list(tokens.shape)}"
@@ -189,7 +192,7 @@ class Engine:
             return []
         if unmapped is not None:
             unmapped[plan.deltas[:, 3]] = True
-            self.executor.poison(unmapped)  # type: ignore[attr-defined]
+            self.executor.poison(unmapped)
         result = self.executor.collect(self.executor.submit(plan))
         return self._account(plan, result)
 

@@ -27,7 +27,9 @@ _SMALL = {"dtype": "float32"}  # and no end-of-sequence token: a request always 
 
 def _model(name: str, shape: tuple[int, ...], context: int, **rest: Any) -> ModelConfig:
     """`shape` is (L, M, H, K, D, F, V)."""
-    return ModelConfig(name, *shape, max_context=context, **{"dtype": "bfloat16", **rest})
+    fields = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size")
+    sizes = dict(zip(fields, shape, strict=True))
+    return ModelConfig(name=name, max_context=context, **{"dtype": "bfloat16", **sizes, **rest})
 
 
 _MODELS = (

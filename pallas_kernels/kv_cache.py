@@ -7,6 +7,7 @@ view says which pages a row of a kernel call (a decode row or a prefill query ti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,8 +120,8 @@ def init_arena(
     """
     if num_pages < 2:
         raise ConfigError(f"an arena needs at least 2 pages (page {ZERO_PAGE} is reserved), got {num_pages}")
-    platform = next(iter(sharding.device_set)).platform if sharding else jax.default_backend()
-    stored = storage_dtype(spec, platform)
+    device: Any = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
+    stored = storage_dtype(spec, device.platform)
     nan = jnp.asarray(jnp.nan, spec.dtype)
     fill = (nan if nan.dtype == stored else nan.view(stored)) if poison else jnp.zeros((), stored)
 

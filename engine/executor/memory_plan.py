@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import jax
+from typing import Any
 
 from engine.config import DTYPES, EngineConfig, ModelConfig, cdiv, next_power_of_two
 from engine.errors import ConfigError
@@ -49,7 +48,7 @@ class MemoryPlan:
 
 
 def make_memory_plan(
-    model: ModelConfig, config: EngineConfig, weights: int, page_bytes: int, device: jax.Device
+    model: ModelConfig, config: EngineConfig, weights: int, page_bytes: int, device: Any
 ) -> MemoryPlan:
     """Sizes everything from the configuration and what the device has.
 
@@ -112,7 +111,7 @@ def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
     return max(layer, head)
 
 
-def _spare_bytes(device: jax.Device, fraction: float | None, others: int, weights: int) -> int:
+def _spare_bytes(device: Any, fraction: float | None, others: int, weights: int) -> int:
     """Bytes the arena may take on this device."""
     if device.platform == "cpu":
         available = _available_host_bytes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine.config import ModelConfig
 from engine.executor.packing import FROM_DEVICE, Bucket
-from engine.executor.sampling import sample
+from engine.executor.sampling import most_likely, sample
 from engine.models import llama
 from pallas_kernels import KVArena, PagedView, decode_attention, prefill_attention, write_kv
 
@@ -106,12 +106,12 @@ class Programs:
         outs = []
         if bucket.rows:
             with jax.named_scope("decode_attention"):
-                outs.append(decode_attention(q[:n], kv, rows, b["row_position"] + 1, **options))
+                outs.append(cast(jax.Array, decode_attention(q[:n], kv, rows, b["row_position"] + 1, **options)))
         if bucket.tiles:
             with jax.named_scope("prefill_attention"):
                 tiled = q[n:].reshape(bucket.tiles, bucket.tile, *q.shape[1:])
                 o = prefill_attention(tiled, kv, tiles, b["tile_start"], b["tile_length"], **options)
-                outs.append(o.reshape(-1, *q.shape[1:]))
+                outs.append(cast(jax.Array, o).reshape(-1, *q.shape[1:]))
         return jnp.concatenate(outs) if len(outs) > 1 else outs[0], kv
 
     def _tail(self, bucket: Bucket, params: Any, x: jax.Array, last_tokens: jax.Array, packed: jax.Array, rows=None):
@@ -128,7 +128,7 @@ class Programs:
             x = jnp.pad(x, ((0, max(0, HEAD_BUCKET - bucket.outputs)), (0, 0)))
         logits = llama.head(params, self.model, x)[: bucket.outputs]
         if rows is None:
-            tokens = jnp.argmax(logits, -1).astype(jnp.int32)
+            tokens = most_likely(logits)
         else:
             as_float = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float32)
             tokens = sample(logits, as_float(rows[0]), rows[1], as_float(rows[2]), rows[3], rows[4])

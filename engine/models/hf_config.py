@@ -148,7 +148,7 @@ def _rope(raw: dict[str, Any]) -> RopeConfig:
             high_freq_factor=_rope_value(rope, kind, "high_freq_factor"),
             original_max_position=int(_rope_value(original, kind, "original_max_position_embeddings")),
         )
-    return RopeConfig(theta, kind)  # refuses kinds it does not know
+    return RopeConfig(theta, str(kind))  # refuses kinds it does not know
 
 
 def _rope_value(rope: dict[str, Any], kind: str, key: str) -> float:

@@ -11,6 +11,7 @@ V go. Linear layers run in the dtype of the weights; norms, rotations, softmax a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -169,5 +170,5 @@ def forward(params: dict[str, Any], cfg: ModelConfig, tokens: jax.Array) -> jax.
     rope = rope_tables(cfg, jnp.arange(tokens.shape[0]))
     x = embed(params, tokens)
     for w, window in zip(params["layers"], cfg.windows or (None,) * cfg.num_layers, strict=True):
-        x = layer(w, cfg, x, rope, lambda q, k, v, window=window: dense_attention(q, k, v, window))
+        x = layer(w, cfg, x, rope, partial(dense_attention, window=window))
     return head(params, cfg, x)

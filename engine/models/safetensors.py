@@ -40,10 +40,13 @@ class TensorInfo:
         """The tensor, in a buffer of its own.
 
         Raises:
-          WeightsError: the file ends before the tensor does (it was whole when its header was read).
+          WeightsError: the file went away, or ends before the tensor does (it was whole when its header was read).
         """
         dtype = DTYPES[self.dtype]
-        flat = np.fromfile(self.path, dtype, (self.end - self.begin) // dtype.itemsize, offset=self.begin)
+        try:
+            flat = np.fromfile(self.path, dtype, (self.end - self.begin) // dtype.itemsize, offset=self.begin)
+        except OSError as error:
+            raise WeightsError(f"{self.path}: tensor {self.name}: cannot be read: {error.strerror}") from error
         if flat.nbytes != self.end - self.begin:
             raise WeightsError(f"{self.path}: tensor {self.name}: the file ends before byte {self.end}")
         return flat.reshape(self.shape)

@@ -122,10 +122,35 @@ def pack(spec: TensorSpec, sources: Sequence[np.ndarray]) -> np.ndarray:
     packed = np.empty(spec.shape, jnp.dtype(spec.dtype))
     for part, source in zip(spec.parts, sources, strict=True):
         target = part.view(packed)
-        target[...] = source.reshape(target.shape)
+        _copy(target, source.reshape(target.shape))
     return packed
 
 
 def unpack(spec: TensorSpec, packed: np.ndarray) -> list[np.ndarray]:
     """The inverse of `pack`: contiguous checkpoint tensors, in the order of `spec.parts`."""
-    return [np.ascontiguousarray(part.view(packed)).reshape(part.shape) for part in spec.parts]
+    tensors = []
+    for part in spec.parts:
+        source = part.view(packed)
+        target = np.empty(source.shape, packed.dtype)
+        _copy(target, source)
+        tensors.append(target.reshape(part.shape))
+    return tensors
+
+
+def _copy(target: np.ndarray, source: np.ndarray, rows: int = 32) -> None:
+    """`target[...] = source`, fast when it is a transpose.
+
+    NumPy fills a transpose from thousands of source rows at once and misses the cache at every element (0.2 GB/s). So
+    copy blocks: `rows` steps along the axis that is contiguous in the target, the axis that is contiguous in the
+    source whole, and one index at a time of any axis that NumPy would walk inside the latter.
+    """
+    near, far = int(np.argmin(target.strides)), int(np.argmin(source.strides))
+    if near == far:
+        target[...] = source
+        return
+    inside = [a for a in range(target.ndim) if a != near and target.strides[a] < target.strides[far]]
+    order = [*inside, near, *(a for a in range(target.ndim) if a != near and a not in inside)]
+    target, source = target.transpose(order), source.transpose(order)
+    for index in np.ndindex(target.shape[: len(inside)]):
+        for i in range(0, target.shape[len(inside)], rows):
+            target[index][i : i + rows] = source[index][i : i + rows]

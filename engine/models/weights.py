@@ -161,6 +161,5 @@ def _shards(layout: dict[str, tuple[str, tuple[int, ...]]], limit: int) -> list[
 
 
 def _hf_arrays(params: Any, specs: Any) -> Iterator[np.ndarray]:
-    leaves, structure = jax.tree.flatten(specs)
-    for spec, array in zip(leaves, structure.flatten_up_to(params), strict=True):
+    for spec, array in zip(jax.tree.leaves(specs), jax.tree.leaves(params), strict=True):
         yield from tensors.unpack(spec, np.asarray(array))

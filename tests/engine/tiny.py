@@ -47,7 +47,7 @@ def tiny_engine(
     spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     size = tensors.num_bytes(llama.definitions(model))
     memory = make_memory_plan(model, config, size, spec.page_bytes, mesh.devices.flat[0])
-    return assemble(Engine, model, params(model), config, mesh, spec, memory, None)
+    return assemble(Engine, model, params(model), config, mesh, spec, memory)
 
 
 def prompts(lengths, vocab: int = 512, seed: int = 0) -> list[list[int]]:

@@ -124,6 +124,9 @@ def test_file_that_shrinks_after_its_header_was_read(tmp_path, arrays):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(WeightsError, match="the file ends before byte"):
         header["scalar"].read()
+    path.unlink()
+    with pytest.raises(WeightsError, match="tensor a: cannot be read: No such file"):
+        header["a"].read()
 
 
 @settings(max_examples=200, deadline=None)
