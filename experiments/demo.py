@@ -18,7 +18,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,10 @@ from absl import flags
 
 from engine.config import EngineConfig, ModelConfig, cdiv
 from engine.errors import ConfigError
+from engine.models.hf_config import read_config
 from experiments import checkpoints, common_flags, plots, workloads
 from experiments.measure import our_side
-from experiments.replay import StopFlag, stop_on_signals
+from experiments.replay import stop_on_signals
 from experiments.run_record import RunRecord, claim
 from experiments.serving import serve, settings, start_engine
 from experiments.tables import format_table, rounded
@@ -54,6 +55,18 @@ CONTROL_FACTOR = 8
 MAX_NUM_SEQS = 16
 BUSY = 0.9
 MIN_REQUESTS = 8
+COLUMNS = {
+    "mean_context": "context",
+    "pool_tokens": "pool",
+    "completed": "requests",
+    "mean_ttft_ms": "TTFT ms",
+    "mean_queue_ms": "queue",
+    "mean_prefill_ms": "prefill",
+    "queue_share": "queue share",
+    "mean_tpot_ms": "TPOT ms",
+    "output_throughput": "out tok/s",
+    "total_preemptions": "preempted",
+}
 CALIBRATION_PROMPT, CALIBRATION_BATCH, CALIBRATION_RUNS = 256, 4, 3
 
 
@@ -79,21 +92,11 @@ class Point:
         return plots.TtftBar(label, self.summary["mean_queue_ms"] / 1e3, self.summary["mean_prefill_ms"] / 1e3)
 
     def row(self) -> dict[str, Any]:
-        """For the table and the JSON line."""
+        """What COLUMNS name."""
         s = self.summary
         share = s["mean_queue_ms"] / s["mean_ttft_ms"] if s["mean_ttft_ms"] else None
-        return {
-            "context": round(self.mean_context),
-            "pool": self.pool_tokens,
-            "requests": s["completed"],
-            "TTFT ms": s["mean_ttft_ms"],
-            "queue ms": s["mean_queue_ms"],
-            "prefill ms": s["mean_prefill_ms"],
-            "queue %": None if share is None else round(100 * share),
-            "TPOT ms": s["mean_tpot_ms"],
-            "out tok/s": s["output_throughput"],
-            "preempted": s["total_preemptions"],
-        }
+        own = {"mean_context": self.mean_context, "pool_tokens": self.pool_tokens, "queue_share": share}
+        return {name: own[name] if name in own else s[name] for name in COLUMNS}
 
 
 def demo_config(config: EngineConfig, model: ModelConfig, pool_tokens: int) -> EngineConfig:
@@ -121,38 +124,37 @@ def calibrate(engine: Engine) -> Speed:
     )
 
 
-def spec(base: str, scale: float, num: int, rate_scale: float = 1.0) -> str:
-    """The workload of one point; every point has the same arrivals and outputs."""
+def spec(base: str, scale: float, num: int | None = None, rate_scale: float = 1.0) -> str:
+    """The workload of one point; every point has the same arrivals and outputs. `num`: None for all there are."""
     options = {
-        "num": num,
         "scale_prompt": scale,
         "scale_output": OUTPUT_SCALE,
         "max_prompt": MAX_PROMPT,
         "max_output": MAX_OUTPUT,
         "rate_scale": f"{rate_scale:.6g}",
-    }
+    } | ({} if num is None else {"num": num})
     return base + ("," if ":" in base else ":") + ",".join(f"{k}={v}" for k, v in options.items())
 
 
 def busy_rate(base: str, speed: Speed) -> float:
     """Requests/s that would keep the machine `BUSY` at the reference scale, if memory were no limit."""
-    sample = workloads.build(spec(base, REFERENCE_SCALE, 200))
-    work = [speed.prefill_s * r.prompt_len + speed.decode_s * r.output_len for r in sample]
-    return BUSY / float(np.mean(work))
+    sample = workloads.build(spec(base, REFERENCE_SCALE))
+    return BUSY / float(np.mean([speed.prefill_s * r.prompt_len + speed.decode_s * r.output_len for r in sample]))
 
 
-def serve_point(engine: Engine, model: str, workload: str, directory: Path, stop: StopFlag, pool: int) -> Point:
+def serve_point(engine: Engine, model: str, workload: str, directory: Path, pool: int) -> Point:
     """Serves one point and writes its run files."""
     requests: Sequence[WorkloadRequest] = workloads.build(workload)
     record = RunRecord(claim(directory, overwrite=True))
     record.config(settings(engine, model, workload))
     mean_context = float(np.mean([r.prompt_len for r in requests]))
     print(f"\n{len(requests)} requests, mean context {mean_context:.0f} tokens, pool {pool:,} tokens", flush=True)
-    return Point(mean_context, pool, serve(engine, requests, record, stop))
+    with stop_on_signals() as stop:
+        return Point(mean_context, pool, serve(engine, requests, record, stop))
 
 
-def serve_all(directory: Path, model: ModelConfig, config: EngineConfig, out: Path, stop: StopFlag) -> list[Point]:
-    """All points, or those reached when the user interrupts."""
+def serve_points(directory: Path, model: ModelConfig, config: EngineConfig, out: Path) -> Iterator[Point]:
+    """All points, in the order of the table."""
     base, name = WORKLOAD.value, str(directory)
     engine = start_engine(name, demo_config(config, model, POOL_TOKENS), warmup=True)
     speed = calibrate(engine)
@@ -164,24 +166,22 @@ def serve_all(directory: Path, model: ModelConfig, config: EngineConfig, out: Pa
         f"batches of {CALIBRATION_BATCH}\n{rate:.2f} requests/s would keep this machine {BUSY:.0%} busy at "
         f"{REFERENCE_SCALE:g} of the trace's context lengths; every point gets this rate"
     )
-    points: list[Point] = []
     for scale in SCALES:
-        if stop.signal is None:
-            workload = spec(base, scale, num, rate_scale)
-            points.append(serve_point(engine, name, workload, out / f"context-x{scale:g}", stop, POOL_TOKENS))
-    if CONTROL.value and stop.signal is None:
-        del engine  # its arena and weights, before the next one's
+        workload = spec(base, scale, num, rate_scale)
+        yield serve_point(engine, name, workload, out / f"context-x{scale:g}", POOL_TOKENS)
+    if CONTROL.value:
+        del engine  # its arena and weights go before the next one's come
         pool = CONTROL_FACTOR * POOL_TOKENS
         engine = start_engine(name, demo_config(config, model, pool), warmup=True)
-        workload = spec(base, SCALES[-1], num, rate_scale)
-        points.append(serve_point(engine, name, workload, out / "control", stop, pool))
-    return points
+        yield serve_point(engine, name, spec(base, SCALES[-1], num, rate_scale), out / "control", pool)
 
 
 def draw(points: Sequence[Point], stem: Path) -> str | None:
     """The figure's path, or None after saying why there is none."""
     bars = [p.bar() for p in points if p.summary["completed"]]
     try:
+        if not bars:
+            raise ConfigError("no request completed")
         plots.ttft_figure(bars, stem, "mean context length (tokens)", "TTFT at one arrival rate")
     except ConfigError as e:
         print(f"no figure: {e}")
@@ -192,25 +192,27 @@ def draw(points: Sequence[Point], stem: Path) -> str | None:
 def main() -> int:
     """The program."""
     name, config = common_flags.MODEL.value or DEFAULT_MODEL, common_flags.engine_config_from_flags()
-    workloads.build(spec(WORKLOAD.value, 1.0, 200))  # a bad spec or file is found out before anything slow starts
+    workloads.build(spec(WORKLOAD.value, 1.0))  # a bad spec or file is found out before anything slow starts
     out = claim(common_flags.out_directory("demo"), overwrite=True)
     start = time.monotonic()
     directory = Path(name) if Path(name).is_dir() else checkpoints.exported(name, out, config.seed)
     print(f"checkpoint {directory} ({time.monotonic() - start:.1f} s)", flush=True)
-    from engine.models.hf_config import read_config
-
-    with stop_on_signals() as stop:
-        points = serve_all(directory, read_config(directory), config, out, stop)
+    points: list[Point] = []
+    for point in serve_points(directory, read_config(directory), config, out):
+        points.append(point)
+        if point.summary["interrupted"]:
+            break
+    stopped_by = points[-1].summary["stopped_by"]
     rows = [p.row() for p in points]
-    if not rows:
-        return 128 + signal.Signals[stop.signal] if stop.signal else 0
-    print("\n" + format_table(list(rows[0]), [list(r.values()) for r in rows]))
+    print("\n" + format_table(list(COLUMNS.values()), [list(r.values()) for r in rows]))
+    if stopped_by:
+        print(f"interrupted by {stopped_by} in point {len(points)} of {len(SCALES) + CONTROL.value}")
     figure = draw(points, out / "ttft")
     print(f"figure {figure}\nresults in {out}")
-    line = {"bench": "demo", "model": name, "workload": WORKLOAD.value, "interrupted": stop.signal is not None}
-    points_line = [{k.replace(" ", "_"): rounded(v) for k, v in row.items()} for row in rows]
-    print(json.dumps(line | {"figure": figure, "points": points_line}))
-    return 128 + signal.Signals[stop.signal] if stop.signal else 0
+    line = {"bench": "demo", "model": name, "workload": WORKLOAD.value, "interrupted": stopped_by is not None}
+    json_rows = [{k: rounded(v) for k, v in row.items()} for row in rows]
+    print(json.dumps(line | {"figure": figure, "points": json_rows}))
+    return 128 + signal.Signals[stopped_by] if stopped_by else 0
 
 
 if __name__ == "__main__":

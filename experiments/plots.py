@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def _figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
     except ImportError:
         raise ConfigError(INSTALL) from None
     matplotlib.use("Agg")
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph it embeds
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):

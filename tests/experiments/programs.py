@@ -9,7 +9,10 @@ DRIVER = """
 import runpy, sys
 from experiments import common_flags
 from tests.experiments.timed_engine import RealClock, timed_engine
-common_flags.load_engine = lambda model, config: timed_engine(clock=RealClock(), token_s=1e-5, decode_s=0.002)
+common_flags.load_engine = lambda model, config: timed_engine(
+    clock=RealClock(), token_s=1e-5, decode_s=0.002,
+    num_pages=config.cache.num_pages or 4000, max_context=config.max_context or 1024,
+)
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """

@@ -9,7 +9,7 @@ from engine.config import EngineConfig
 from experiments import common_flags
 from tests.experiments import programs
 
-PROGRAMS = ("serve", "generate", "bench_engine")
+PROGRAMS = ("serve", "generate", "bench_engine", "demo")
 
 
 @pytest.fixture
