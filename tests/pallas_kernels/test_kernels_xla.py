@@ -85,7 +85,7 @@ def test_prefill_is_bit_identical_between_views_and_page_sizes():
         np.testing.assert_array_equal(o, results[0])
 
 
-@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("width", [8, 64])
 @pytest.mark.parametrize("heads", WIDE, ids=str)
 def test_prefill_is_bit_identical_however_the_prompt_is_cut(heads, width):
     """Whole tiles, ragged chunks, other sequences beside it, and single queries as deterministic decode runs them."""
