@@ -27,7 +27,7 @@ def decode_attention(
     """See api.py; returns (o float32 [B, H, D], lse [B, H])."""
     rows, heads, dim = q.shape
     kv_heads = arena.num_kv_heads
-    tile = 64 if rows >= 4 else 128  # KV tokens a step: few rows need more work a step to hide its overhead
+    tile = 64 if rows >= 8 else 128  # KV tokens a step: few rows need longer steps to hide the cost of a step
     qs = (q.astype(jnp.float32) * sm_scale).reshape(rows, kv_heads, -1, 1, dim)  # [B, K, G, 1, D]
     own = jnp.eye(kv_heads, dtype=bool)[:, None, :, None]  # [K, 1, K, 1]
     wide = jnp.where(own, qs, 0.0).reshape(rows, heads, kv_heads * dim)  # [B, H, K*D]

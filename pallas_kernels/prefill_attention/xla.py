@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels.kv_cache import KVArena, KVView
 from pallas_kernels.online_softmax import accumulate, finish, init_state
 
-TILE = 64  # KV tokens a step
+TILE = 128  # KV tokens a step
 
 
 def prefill_attention(
