@@ -57,7 +57,9 @@ def measure_cell(sides: dict[str, Side], prompt: int, batch: int, vocab_size: in
         cell[f"{name}_prefill_s"] = median(r.prefill_s for r in results)
     if len(runs) == 2:
         pairs = list(zip(runs["folio"], runs["transformers"], strict=True))
-        cell["decode_ratio"] = median(a.decode_tokens_s / b.decode_tokens_s for a, b in pairs)
+        ratios = [a.decode_tokens_s / b.decode_tokens_s for a, b in pairs]
+        cell["decode_ratio"] = median(ratios)
+        cell["decode_ratio_range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"  # wide: the machine was not quiet
         cell["prefill_ratio"] = median(b.prefill_s / a.prefill_s for a, b in pairs)
         same = [
             x == y for a, b in pairs for s, t in zip(a.tokens, b.tokens, strict=True) for x, y in zip(s, t, strict=True)
@@ -92,6 +94,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         "folio_decode_tokens_s": "decode tok/s",
         "transformers_decode_tokens_s": "transformers",
         "decode_ratio": "ratio",
+        "decode_ratio_range": "range",
         "folio_prefill_s": "prefill s",
         "transformers_prefill_s": "transformers",
         "prefill_ratio": "ratio",

@@ -64,6 +64,8 @@ def test_ratios_against_a_peer_of_known_speed(tmp_path):
     for cell in line["cells"]:
         assert cell["transformers_prefill_s"] == pytest.approx(0.1 * cell["prompt"])
         assert cell["transformers_decode_tokens_s"] == pytest.approx(cell["batch"] / 0.5)
+        low, high = map(float, cell["decode_ratio_range"].split("-"))
+        assert low - 0.01 <= cell["decode_ratio"] <= high + 0.01
         assert cell["decode_ratio"] > 1 and cell["prefill_ratio"] > 1 and cell["same_tokens"] == 1.0
     geomean = (line["cells"][0]["decode_ratio"] * line["cells"][1]["decode_ratio"]) ** 0.5
     assert line["decode_ratio_geomean_10"] == pytest.approx(geomean, rel=1e-3)
