@@ -61,10 +61,9 @@ def assemble(
     )
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:
-        logging.info("context %d tokens: %s", memory.max_context, memory.context_note)
+        logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
     if config.precompile:
-        for bucket, seconds in engine.warmup():
-            logging.info("compiled %-24s %6.2f s", bucket, seconds)
+        engine.warmup()
     return engine
 
 

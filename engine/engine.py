@@ -66,6 +66,7 @@ class Engine:
         self.state = SchedulerState(store)
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
         self.step_log: list[StepRecord] = []
+        self.compiled: list[tuple[str, float]] = []
         self._live: dict[str, Request] = {}
         self._arrivals = 0
 
@@ -249,6 +250,8 @@ class Engine:
         Raises:
           RequestError: a prompt can never be served; nothing is queued then.
         """
+        if isinstance(prompts, str):
+            raise RequestError("prompts is a string: give a list of prompts")
         each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
@@ -266,7 +269,10 @@ class Engine:
         return [done[i] for i in ids]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """Serves one prompt, yielding an output for each of its tokens. Leaving the loop early aborts it."""
+        """Serves one prompt, yielding an output for each of its tokens. Leaving the loop early aborts it.
+
+        Requests added before are served along with it; their outputs are not yielded.
+        """
         request_id = self.add_request(prompt, params)
         text = self.tokenizer.stream() if self.tokenizer else None
         try:
@@ -283,7 +289,9 @@ class Engine:
             self.abort(request_id)
 
     def warmup(self) -> list[tuple[str, float]]:
-        """Compiles every bucket's programs, so that serving compiles nothing. Returns (bucket, seconds) rows."""
+        """Compiles every bucket's programs, so that serving compiles nothing. Returns (bucket, seconds) rows; they
+        stay in `compiled`."""
         from engine.builder import warm_up
 
-        return warm_up(self)
+        self.compiled = warm_up(self)
+        return self.compiled

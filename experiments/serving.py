@@ -107,7 +107,10 @@ def start_engine(model: str, config: EngineConfig, warmup: bool) -> Engine:
     """Loads the engine, prints where its memory goes, and compiles every bucket when asked to."""
     engine = common_flags.load_engine(model, config)
     print(engine.memory_table(), flush=True)
-    if warmup:
-        programs = engine.warmup()
-        print(f"compiled {len(programs)} buckets in {sum(s for _, s in programs):.1f} s", flush=True)
+    if warmup and not engine.compiled:
+        engine.warmup()
+    if config.precompile:
+        print(format_table(["bucket", "s"], [[bucket, seconds] for bucket, seconds in engine.compiled]))
+    if engine.compiled:
+        print(f"compiled {len(engine.compiled)} buckets in {sum(s for _, s in engine.compiled):.1f} s", flush=True)
     return engine

@@ -156,9 +156,9 @@ class PagedView:
         ids = at.get(mode="clip", wrap_negative_indices=False)
         return jnp.where((logical >= 0) & (logical < self.table.shape[2]), ids, ZERO_PAGE)
 
-    def row(self, i: jax.Array | int) -> PagedView:
-        """The view of row i alone; i may be traced."""
-        return PagedView(self.table, self.layer, jax.lax.dynamic_slice_in_dim(self.rows, i, 1))
+    def take(self, first: jax.Array | int, count: int) -> PagedView:
+        """The view of rows [first, first + count); first may be traced."""
+        return PagedView(self.table, self.layer, jax.lax.dynamic_slice_in_dim(self.rows, first, count))
 
 
 @jax.tree_util.register_dataclass
@@ -172,9 +172,9 @@ class RunView:
         """As `PagedView.page_ids`; ids beyond the run name whatever follows it, clamped by the reader to the arena."""
         return self.start[:, None] + _logical(first, count, self.start.shape[0])
 
-    def row(self, i: jax.Array | int) -> RunView:
-        """The view of row i alone; i may be traced."""
-        return RunView(jax.lax.dynamic_slice_in_dim(self.start, i, 1))
+    def take(self, first: jax.Array | int, count: int) -> RunView:
+        """The view of rows [first, first + count); first may be traced."""
+        return RunView(jax.lax.dynamic_slice_in_dim(self.start, first, count))
 
 
 KVView = PagedView | RunView

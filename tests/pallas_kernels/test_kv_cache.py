@@ -55,14 +55,14 @@ def test_paged_view_names_pages_and_the_zero_page_beyond_them():
     view = PagedView(table, jnp.int32(1), jnp.asarray([2, 0], jnp.int32))
     np.testing.assert_array_equal(view.page_ids(2, 4), [[23, 24, 0, 0], [15, 16, 0, 0]])
     np.testing.assert_array_equal(jax.jit(lambda f: view.page_ids(f, 2))(jnp.asarray([0, 3])), [[21, 22], [16, 0]])
-    np.testing.assert_array_equal(view.row(1).page_ids(0, 4), [[13, 14, 15, 16]])
+    np.testing.assert_array_equal(view.take(1, 1).page_ids(0, 4), [[13, 14, 15, 16]])
 
 
 def test_run_view_names_consecutive_pages():
     view = RunView(jnp.asarray([5, 40], jnp.int32))
     np.testing.assert_array_equal(view.page_ids(2, 3), [[7, 8, 9], [42, 43, 44]])
     np.testing.assert_array_equal(view.page_ids(jnp.asarray([0, 1]), 2), [[5, 6], [41, 42]])
-    np.testing.assert_array_equal(view.row(1).page_ids(0, 2), [[40, 41]])
+    np.testing.assert_array_equal(view.take(0, 2).page_ids(0, 2), [[5, 6], [40, 41]])
 
 
 def test_read_stays_inside_the_arena_and_the_tokens_asked_for():

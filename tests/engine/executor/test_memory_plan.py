@@ -1,0 +1,120 @@
+"""Sizes of the device tier, by hand; and the activation estimate against the compiler."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from engine.errors import ConfigError
+from engine.executor.memory_plan import CPU_ARENA_BYTES, activation_bytes, make_memory_plan
+from engine.executor.packing import Bucket
+from engine.executor.programs import Programs
+from engine.models import llama, tensors
+from pallas_kernels import KVSpec
+from tests.engine.tiny import WIDE
+
+PAGE = 2 * 16 * 2 * 64 * 4  # K and V, 16 tokens, 2 heads of 64, float32
+
+
+@dataclasses.dataclass
+class Device:
+    """What `make_memory_plan` asks of a device."""
+
+    platform: str = "gpu"
+    device_kind: str = "test"
+    limit: int | None = 1 << 30
+
+    def memory_stats(self):
+        return {"bytes_limit": self.limit} if self.limit else None
+
+
+def plan(cache: CacheConfig, device=None, weights: int = 0, **options):
+    config = EngineConfig(cache=cache, scheduler=SchedulerConfig(max_num_seqs=4), **options)
+    return make_memory_plan(WIDE, config, weights, PAGE, device or jax.devices()[0])
+
+
+def test_by_pages():
+    """100 pages asked for: 100 usable, one reserved; 50 pages of 16 tokens in each of 2 layers cap the context."""
+    p = plan(CacheConfig(num_pages=100))
+    assert (p.num_pages, p.pages_per_chunk, p.arena, p.max_context) == (100, 1, 101 * PAGE, 800)
+    assert "2,048 capped" in p.context_note and p.page_tables == 2 * 4 * 50 * 4
+
+
+def test_by_bytes_counts_the_reserved_chunk():
+    """One MiB is 64 pages of 16 KiB: chunks of 4 leave 60 usable."""
+    p = plan(CacheConfig(device_bytes=1 << 20, pages_per_chunk=4))
+    assert PAGE == 16384 and (p.num_pages, p.arena) == (60, 64 * PAGE)
+
+
+def test_chunks_are_about_two_mib_on_a_gpu():
+    """128 pages of 16 KiB."""
+    assert plan(CacheConfig(), Device()).pages_per_chunk == 128
+    assert plan(CacheConfig()).pages_per_chunk == 1
+
+
+def test_by_fraction_of_a_gpu_leaves_room_for_the_rest():
+    """Arena + weights + tables + activations fill the fraction to within a chunk."""
+    p = plan(CacheConfig(device_fraction=0.5), Device(), weights=100 << 20)
+    used = p.arena + p.weights + p.page_tables + p.activation_peak
+    assert 0 <= (1 << 29) - used < 129 * PAGE
+
+
+def test_the_default_on_cpu_is_at_most_one_gib():
+    """Whatever the machine has; the model's context fits."""
+    p = plan(CacheConfig())
+    assert 0 < p.arena <= CPU_ARENA_BYTES + PAGE and (p.max_context, p.context_note) == (2048, "")
+
+
+@pytest.mark.parametrize(
+    "cache, options, device, message",
+    [
+        (CacheConfig(num_pages=1), {}, None, "the KV pool has 1 pages; .* takes 2: raise num_pages"),
+        (CacheConfig(num_pages=6, pages_per_chunk=4), {}, None, r"\(chunks of 4 pages\) takes 8"),
+        (CacheConfig(num_pages=100), {"max_context": 1000}, None, "takes 126 pages, the KV pool has 100: lower .* 800"),
+        (CacheConfig(), {"max_context": 4096}, None, "max_context=4096 is more than the model's 2048"),
+        (CacheConfig(), {}, Device(limit=None), "does not report its memory: give num_pages or device_bytes"),
+        (CacheConfig(), {}, Device(limit=1 << 20), "too large"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_numbers(cache, options, device, message):
+    """One line: what is wrong and what would be right."""
+    with pytest.raises(ConfigError, match=message):
+        plan(cache, device, **options)
+
+
+def test_the_activation_estimate_covers_what_the_compiler_needs():
+    """Layer program of the largest bucket, and LM head with sampling: temporaries + outputs <= estimate <= 4x."""
+    config = EngineConfig(scheduler=SchedulerConfig(max_num_seqs=16), query_tile=64, max_tiles=8)
+    model = WIDE.replace(vocab_size=8192)
+    mesh = tensors.single_device_mesh()
+    programs = Programs(model, mesh, None, False, capture=False)
+    params = tensors.abstract(llama.definitions(model), mesh)
+    tiles, rows = Bucket(0, 8, 64), Bucket(16, 0, 64)
+
+    def shape(*dims, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    def packed(bucket):
+        return shape(sum(bucket.sections().values()), dtype=jnp.int32)
+
+    from pallas_kernels import init_arena
+
+    arena = init_arena(KVSpec(16, 2, 64, "float32"), 64)
+    scalar = shape(dtype=jnp.int32)
+    layer = programs.layer(tiles).lower(
+        params["layers"][0],
+        arena,
+        shape(tiles.tokens, model.hidden_size),
+        (shape(tiles.tokens, 32),) * 2,
+        shape(2, 16, 64, dtype=jnp.int32),
+        packed(tiles),
+        scalar,
+        scalar,
+    )
+    tail = programs.sampled(rows).lower(
+        params, shape(16, model.hidden_size), shape(17, dtype=jnp.int32), packed(rows), shape(5, 16, dtype=jnp.int32)
+    )
+    needs = [p.compile().memory_analysis().temp_size_in_bytes for p in (layer, tail)]
+    assert max(needs) <= activation_bytes(model, config) <= 4 * max(needs)
