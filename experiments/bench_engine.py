@@ -61,10 +61,7 @@ def measure_cell(sides: dict[str, Side], prompt: int, batch: int, vocab_size: in
         cell["decode_ratio"] = median(ratios)
         cell["decode_ratio_range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"  # wide: the machine was not quiet
         cell["prefill_ratio"] = median(b.prefill_s / a.prefill_s for a, b in pairs)
-        same = [
-            x == y for a, b in pairs for s, t in zip(a.tokens, b.tokens, strict=True) for x, y in zip(s, t, strict=True)
-        ]
-        cell["same_tokens"] = sum(same) / len(same)
+        cell["same_tokens"] = float(np.mean([np.equal(a.tokens, b.tokens).mean() for a, b in pairs]))
     cell["runs"] = {n: [[r.prefill_s, r.decode_tokens_s] for r in results] for n, results in runs.items()}
     return cell
 

@@ -136,9 +136,10 @@ def spec(base: str, scale: float, num: int | None = None, rate_scale: float = 1.
     return base + ("," if ":" in base else ":") + ",".join(f"{k}={v}" for k, v in options.items())
 
 
-def busy_rate(base: str, speed: Speed) -> float:
-    """Requests/s that would keep the machine `BUSY` at the reference scale, if memory were no limit."""
-    sample = workloads.build(spec(base, REFERENCE_SCALE))
+def busy_rate(base: str, speed: Speed, num: int | None = None) -> float:
+    """Requests/s that would keep the machine `BUSY` with the first `num` requests at the reference scale, if memory
+    were no limit."""
+    sample = workloads.build(spec(base, REFERENCE_SCALE, num))
     return BUSY / float(np.mean([speed.prefill_s * r.prompt_len + speed.decode_s * r.output_len for r in sample]))
 
 
@@ -158,8 +159,8 @@ def serve_points(directory: Path, model: ModelConfig, config: EngineConfig, out:
     base, name = WORKLOAD.value, str(directory)
     engine = start_engine(name, demo_config(config, model, POOL_TOKENS), warmup=True)
     speed = calibrate(engine)
-    rate = busy_rate(base, speed)
-    num = max(MIN_REQUESTS, round(rate * SECONDS.value))
+    num = max(MIN_REQUESTS, round(busy_rate(base, speed) * SECONDS.value))
+    rate = busy_rate(base, speed, num)
     rate_scale = rate / workloads.mean_rate(workloads.build(spec(base, 1.0, num)))
     print(
         f"calibration: prefill {speed.prefill_s * 1e3:.2f} ms/token, decode {speed.decode_s * 1e3:.2f} ms/token in "
