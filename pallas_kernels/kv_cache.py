@@ -76,7 +76,7 @@ class KVArena:
         return x.astype(jnp.float32)
 
     def read(
-        self, view: KVView, index: jax.Array | int, count: int, first: jax.Array, last: jax.Array
+        self, view: KVView, index: jax.Array | int, count: int, first: jax.Array, last: jax.Array, split: int = 1
     ) -> tuple[jax.Array, jax.Array]:
         """Tokens [index * count, (index + 1) * count) of every row of `view`.
 
@@ -88,9 +88,10 @@ class KVArena:
           index: int32 scalar, may be traced.
           count: static, a power of two.
           first, last: int32 [R], the tokens to read.
+          split: static, divides K: J groups of K / J kv heads come one after the other, each with all tokens.
 
         Returns:
-          K and V, float32 [R, count, K, D].
+          K and V, float32 [R, J, count, K / J, D].
         """
         size = self.spec.page_size
         ids = view.page_ids(index * count // size, max(1, count // size))  # [R, pages of these tokens]
@@ -99,13 +100,15 @@ class KVArena:
         ids = jnp.repeat(ids, min(size, count), axis=1)  # [R, count]
         token = jnp.where(wanted, ids * size + slot % size, ZERO_PAGE * size)  # in the arena seen as rows of tokens
 
-        def gather(pages: jax.Array) -> jax.Array:
-            tokens = pages.reshape(-1, pages.shape[2] * pages.shape[3])  # rows: 3-6x faster on CPU than 4-D slices
-            tokens = tokens.at[token].get(mode="clip", wrap_negative_indices=False)
-            return self.decode(tokens).reshape(*token.shape, *pages.shape[2:])
+        row = token[:, None] * split + jnp.arange(split, dtype=jnp.int32)[:, None]  # [R, J, count]
 
-        # The barrier keeps XLA from fusing a transposition into the gather, which makes it element by element on CPU.
-        return jax.lax.optimization_barrier((gather(self.k), gather(self.v)))
+        def gather(pages: jax.Array) -> jax.Array:
+            heads, dim = pages.shape[2] // split, pages.shape[3]
+            rows = pages.reshape(-1, heads * dim)  # rows: 3-6x faster on CPU than 4-D slices
+            rows = rows.at[row].get(mode="clip", wrap_negative_indices=False)
+            return self.decode(rows).reshape(*row.shape, heads, dim)
+
+        return gather(self.k), gather(self.v)
 
 
 def init_arena(

@@ -45,7 +45,9 @@ def prefill_attention(
         pages = view.take(t, pair)
 
         def step(i, state):
-            k, v = (x.swapaxes(1, 2) for x in arena.read(pages, i, TILE, first, last))  # [W, K, TILE, D]
+            # The barrier keeps XLA from fusing the transposition into the gather, which makes it element by element.
+            k, v = jax.lax.optimization_barrier(arena.read(pages, i, TILE, first, last))
+            k, v = k[:, 0].swapaxes(1, 2), v[:, 0].swapaxes(1, 2)  # [W, K, TILE, D]
             slot = i * TILE + jnp.arange(TILE)
             seen = (slot <= position) & (slot > position - reach)  # [W, 1, TQ*G, TILE]
             return accumulate(state, qs, k, v, seen, soft_cap)
