@@ -10,7 +10,7 @@ JAX := $(if $(filter-out 3.11,$(VERSION)),jax==0.11.2 jaxlib==0.11.2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: ready demo test test-long lint format bench clean
+.PHONY: demo test test-long lint format bench ready which clean
 
 demo: $(READY)
 	$(BIN)/python -m experiments.demo
@@ -34,6 +34,9 @@ bench: $(READY)
 	$(BIN)/python -m experiments.bench_engine
 
 ready: $(READY)
+
+which:
+	@echo $(PY)
 
 $(READY): pyproject.toml
 	$(PY) -m venv $(VENV)

@@ -15,6 +15,7 @@ import jax
 
 from engine.errors import ConfigError
 
+HOST_ONLY = ("reference",)  # NumPy oracles: they run on concrete arrays, outside jit
 DEFAULTS = {"cpu": "xla", "gpu": "xla", "tpu": "xla"}  # by platform; must work for every shape and dtype
 
 
@@ -35,3 +36,9 @@ class Kernel:
         if chosen not in self.backends:
             raise ConfigError(f"{self.name} has no backend {chosen!r}; known: {', '.join(self.backends)}")
         return getattr(importlib.import_module(f"pallas_kernels.{self.name}.{chosen}"), self.name)
+
+    def check(self, backend: str | None) -> None:
+        """Raises ConfigError unless the backend exists and runs inside jit: for whoever compiles later."""
+        known = [b for b in self.backends if b not in HOST_ONLY]
+        if backend is not None and backend not in known:
+            raise ConfigError(f"{self.name} has no backend {backend!r} that compiles; known: {', '.join(known)}")

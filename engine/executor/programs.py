@@ -20,7 +20,7 @@ from engine.config import ModelConfig
 from engine.executor.packing import FROM_DEVICE, Bucket
 from engine.executor.sampling import most_likely, sample
 from engine.models import llama
-from pallas_kernels import KVArena, PagedView, decode_attention, prefill_attention, write_kv
+from pallas_kernels import ATTENTION_KERNELS, KVArena, PagedView, decode_attention, prefill_attention, write_kv
 
 NO_PAGE = -1  # write_kv skips the token
 HEAD_BUCKET = 64  # LM-head rows in deterministic mode: one class of float32 matmul shapes
@@ -30,6 +30,9 @@ class Programs:
     """Jitted programs of one engine, made once per bucket and kept. Compilation happens at the first call."""
 
     def __init__(self, model: ModelConfig, mesh: Mesh, backend: str | None, deterministic: bool, capture: bool):
+        """Raises ConfigError for a backend that cannot be compiled; an explicit choice is never replaced."""
+        for kernel in ATTENTION_KERNELS:
+            kernel.check(backend)
         self.model, self.mesh, self.backend = model, mesh, backend
         self.deterministic, self.capture = deterministic, capture
         self.embed = lru_cache(None)(lambda bucket: jax.jit(partial(self._embed, bucket)))

@@ -9,6 +9,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError, RequestError
 from engine.request import SamplingParams
 from tests.engine.fake import MODEL, fake_engine
+from tests.engine.tiny import tiny_engine
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,13 @@ def test_absurd_settings(make, message):
     """Refused at construction, naming the field and what would be right."""
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("backend", ["mosaic", "reference"])
+def test_an_attention_backend_is_obeyed_or_refused_at_once(backend):
+    """Before anything is compiled; `reference` is NumPy and cannot be part of a program."""
+    with pytest.raises(ConfigError, match=f"decode_attention has no backend '{backend}' that compiles; known: xla"):
+        tiny_engine(attention_backend=backend)
 
 
 def test_settings_survive_json():

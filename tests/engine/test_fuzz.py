@@ -20,7 +20,7 @@ class CompileCount:
         self.n += event == "/jax/core/compile/backend_compile_duration"
 
 
-@pytest.mark.parametrize("seed, operations", [(0, 10_000)])
+@pytest.mark.parametrize("seed, operations", [(0, 10_000), pytest.param(1, 60_000, marks=pytest.mark.long)])
 def test_random_operations_leak_nothing_and_compile_nothing(seed, operations):
     """add / step / abort at random, with sampling of all kinds, in a pool that holds about two of the longer ones."""
     engine = tiny_engine(

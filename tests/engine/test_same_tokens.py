@@ -67,12 +67,7 @@ LOADS = LENGTHS.flatmap(
 RELAXED = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("page_size", [1, 16, 64])
-@pytest.mark.parametrize("name", ["wide", "sliding"])
-@RELAXED
-@given(load=LOADS)
-def test_a_deterministic_logits_are_bit_identical(name, page_size, load):
-    """Whatever the batch, the preemptions and the page size: every bit of every logit."""
+def check_bit_identical(name, page_size, load):
     lengths, gaps = load
     prompt_list = prompts(lengths)
     params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True)] * len(lengths)
@@ -81,6 +76,24 @@ def test_a_deterministic_logits_are_bit_identical(name, page_size, load):
         tokens, logits = plain(name, tuple(prompt), True)
         assert tuple(out.token_ids) == tokens
         assert np.array_equal(out.logits, logits)
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("name", ["wide", "sliding"])
+@RELAXED
+@given(load=LOADS)
+def test_a_deterministic_logits_are_bit_identical(name, page_size, load):
+    """Whatever the batch, the preemptions and the page size: every bit of every logit."""
+    check_bit_identical(name, page_size, load)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@settings(RELAXED, max_examples=100)
+@given(load=LOADS)
+def test_a_deterministic_logits_are_bit_identical_at_length(page_size, load):
+    """The same, over many more loads."""
+    check_bit_identical("sliding", page_size, load)
 
 
 def check_close(expected: np.ndarray, got: np.ndarray) -> None:
