@@ -86,7 +86,10 @@ def _enable_compilation_cache(config: EngineConfig) -> None:
     if config.compilation_cache_dir is None:
         return
     folder = Path(config.compilation_cache_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"compilation_cache_dir {folder} cannot be made ({e.strerror}): name another, or none") from e
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
