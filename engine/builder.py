@@ -89,6 +89,9 @@ def _enable_compilation_cache(config: EngineConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
+        if config.compilation_cache_dir == EngineConfig.compilation_cache_dir:
+            logging.warning("no compilation cache: %s cannot be made (%s)", folder, e.strerror)
+            return
         raise ConfigError(f"compilation_cache_dir {folder} cannot be made ({e.strerror}): name another, or none") from e
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

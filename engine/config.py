@@ -39,6 +39,8 @@ class RopeConfig:
             f"rope scaling {self.scaling!r} is not supported; known: {', '.join(ROPE_SCALINGS)}",
         )
         _require(self.theta > 0, f"rope theta must be > 0, got {self.theta}")
+        ordered = self.scaling != "llama3" or self.low_freq_factor < self.high_freq_factor
+        _require(ordered, f"rope low_freq_factor {self.low_freq_factor} must be < high_freq_factor")
         _require(self.factor >= 1, f"rope factor must be >= 1, got {self.factor}")
 
 
@@ -90,6 +92,8 @@ class ModelConfig:
             len(self.windows) in (0, self.num_layers),
             f"model windows has {len(self.windows)} entries for {self.num_layers} layers",
         )
+        odd = [w for w in self.windows if w is not None and (type(w) is not int or w < 1)]
+        _require(not odd, f"a sliding window must be an integer >= 1, got {odd[:1]}")
         bad = [t for t in self.eos_token_ids if not 0 <= t < self.vocab_size]
         _require(not bad, f"model eos_token_ids {bad} are outside the vocabulary of {self.vocab_size}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,6 +69,8 @@ class Engine:
         self.step_log: list[StepRecord] = []
         self.compiled: list[tuple[str, float]] = []
         self._live: dict[str, Request] = {}
+        self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
+        self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
         self._arrivals = 0
 
     @classmethod
@@ -111,6 +114,8 @@ class Engine:
           RequestError: it can never be served; says why. Nothing is queued.
         """
         params = params or SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params must be SamplingParams, got {type(params).__name__}")
         now = self.clock.now()
         tokens = self._tokens(prompt)
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
@@ -136,7 +141,11 @@ class Engine:
 
     def _tokens(self, prompt: Prompt) -> np.ndarray:
         """A prompt as int32 token ids [T]."""
-        tokens = np.asarray(prompt_ids(prompt, self.tokenizer, self.source) if isinstance(prompt, str) else prompt)
+        ids = prompt_ids(prompt, self.tokenizer, self.source) if isinstance(prompt, str) else prompt
+        try:
+            tokens = np.asarray(ids)
+        except ValueError:  # rows of different lengths
+            raise RequestError("a prompt must be a string or one flat list of token ids") from None
         if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
             raise RequestError(
                 f"a prompt must be a string or a non-empty list of token ids, got {tokens.dtype} {list(tokens.shape)}"
@@ -180,11 +189,38 @@ class Engine:
         return True
 
     def has_work(self) -> bool:
-        """True while a request waits or runs."""
-        return bool(self._live)
+        """True while a request waits or runs, or an output has not been handed out."""
+        return bool(self._live) or bool(self._unclaimed)
 
     def step(self) -> list[RequestOutput]:
-        """Runs one step. Returns an output for every request that got a token in it; none when there is no work."""
+        """Runs one step. Returns an output for every request that got a token, in it or in a step that `generate` or
+        `stream` ran meanwhile; their own requests' outputs go to them. None when there is no work."""
+        self._advance()
+        outputs, self._unclaimed = self._unclaimed, []
+        return outputs
+
+    def _advance(self) -> None:
+        """Runs one step and hands each output to whoever waits for it. Whatever fails or interrupts the step, the
+        engine stays consistent: sequences whose KV may be half written are recomputed."""
+        try:
+            outputs = self._run_step()
+        except BaseException:
+            self._recover()
+            raise
+        for output in outputs:
+            self._inboxes.get(output.request_id, self._unclaimed).append(output)
+
+    def _recover(self) -> None:
+        """Puts every running sequence back in the queue, oldest first; finished ones are released."""
+        for slot in self.state.running[::-1].tolist():
+            request = self.state.requests[slot]
+            assert request is not None
+            if request.id in self._live:
+                self.state.preempt(slot)
+            else:
+                self.state.release(np.array([slot], np.int32))
+
+    def _run_step(self) -> list[RequestOutput]:
         unmapped = self.store.unmapped_pages() if self.config.poison else None
         plan = self.policy.plan(self.clock.now())
         if self.config.debug_checks:
@@ -255,38 +291,41 @@ class Engine:
         each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
-        ids: list[str] = []
+        requests: list[Request] = []
         try:
             for prompt, p in zip(prompts, each, strict=True):
-                ids.append(self.add_request(prompt, p))
-        except RequestError:
-            for request_id in ids:
-                self.abort(request_id)
-            raise
-        done: dict[str, RequestOutput] = {}
-        while len(done) < len(ids):
-            done.update((o.request_id, o) for o in self.step() if o.finished)
-        return [done[i] for i in ids]
+                request = self._live[self.add_request(prompt, p)]
+                self._inboxes[request.id] = deque(maxlen=1)
+                requests.append(request)
+            while any(r.phase is not Phase.FINISHED for r in requests):
+                self._advance()
+        finally:
+            self._forget([r.id for r in requests])
+        return [RequestOutput(r, 0, True, self.tokenizer) for r in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """Serves one prompt, yielding an output for each of its tokens. Leaving the loop early aborts it.
-
-        Requests added before are served along with it; their outputs are not yielded.
-        """
-        request_id = self.add_request(prompt, params)
+        """Serves one prompt, yielding an output for each of its tokens. Leaving the loop early aborts it; it ends when
+        the request is aborted. Streams may be interleaved with each other and with `step`."""
+        request = self._live[self.add_request(prompt, params)]
+        inbox = self._inboxes[request.id] = deque()
         text = self.tokenizer.stream() if self.tokenizer else None
         try:
-            finished = False
-            while not finished:
-                for output in self.step():
-                    if output.request_id == request_id:
-                        finished = output.finished
-                        if text is not None:
-                            new = "".join(map(text.add, output.new_token_ids))
-                            output.new_text = new + text.finish() if finished else new
-                        yield output
+            while inbox or request.phase is not Phase.FINISHED:
+                if not inbox:
+                    self._advance()
+                    continue
+                output = inbox.popleft()
+                if text is not None:
+                    new = "".join(map(text.add, output.new_token_ids))
+                    output.new_text = new + text.finish() if output.finished else new
+                yield output
         finally:
+            self._forget([request.id])
+
+    def _forget(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
             self.abort(request_id)
+            del self._inboxes[request_id]
 
     def warmup(self) -> list[tuple[str, float]]:
         """Compiles every bucket's programs, so that serving compiles nothing. Returns (bucket, seconds) rows; they

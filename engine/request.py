@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,24 @@ class SamplingParams:
             if not ok:
                 raise ConfigError(what)
 
-        require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
-        require(self.top_k >= 0, f"top_k must be >= 0 (0: off), got {self.top_k}")
-        require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
-        require(self.max_tokens >= 1, f"max_tokens must be >= 1, got {self.max_tokens}")
-        require(self.seed is None or 0 <= self.seed < 2**31, f"seed must be in [0, 2^31), got {self.seed}")
+        def integer(name: str, low: int, high: int = 2**31) -> None:
+            value = getattr(self, name)
+            require(
+                isinstance(value, Integral) and low <= int(value) < high,
+                f"{name} must be an integer in [{low}, {high}), got {value!r}",
+            )
+
+        hot = self.temperature
+        require(hot == 0 or 1e-4 <= hot <= 1e4, f"temperature must be 0 (greedy) or in [1e-4, 1e4], got {hot!r}")
+        require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p!r}")
+        integer("top_k", 0)
+        integer("max_tokens", 1)
+        if self.seed is not None:
+            integer("seed", 0)
+        for name in ("stop_token_ids", "forced_tokens"):
+            value = getattr(self, name)
+            ids = isinstance(value, (tuple, list)) and all(isinstance(t, Integral) for t in value)
+            require(ids, f"{name} must be a tuple of token ids, got {value!r}")
 
     @property
     def greedy(self) -> bool:

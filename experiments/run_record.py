@@ -94,9 +94,10 @@ class RunRecord:
 
 
 def flagfile_text() -> str:
-    """The program's own flags as an absl flagfile; unset ones are left out."""
+    """The program's own flags as an absl flagfile; unset ones, and where results go, are left out."""
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return "".join(f"{line}\n" for line in sorted(f.serialize() for f in own if f.value is not None))
+    kept = [f for f in own if f.value is not None and f.name not in ("out", "overwrite")]
+    return "".join(f"{line}\n" for line in sorted(f.serialize() for f in kept))
 
 
 def _described(request: WorkloadRequest, status: str) -> dict[str, Any]:

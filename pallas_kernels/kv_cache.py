@@ -6,11 +6,12 @@ view says which pages a row of a kernel call (a decode row or a prefill query ti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from engine.config import DTYPES
 from engine.errors import ConfigError
@@ -45,14 +46,13 @@ def storage_dtype(spec: KVSpec, platform: str) -> jnp.dtype:
     return jnp.dtype("uint16" if platform == "cpu" and DTYPES[spec.dtype] == 2 else spec.dtype)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@struct.dataclass
 class KVArena:
     """K and V pages of all layers. Donate it to every program that writes it, and never slice it out and back."""
 
     k: jax.Array  # [P, S, K, D] in storage dtype
     v: jax.Array  # [P, S, K, D] in storage dtype
-    spec: KVSpec = field(metadata={"static": True})
+    spec: KVSpec = struct.field(pytree_node=False)
 
     @property
     def num_pages(self) -> int:
@@ -135,8 +135,7 @@ def init_arena(
     return KVArena(pages(), pages(), spec)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@struct.dataclass
 class PagedView:
     """Rows of a page table on the device. The table holds every layer; the view names one."""
 
@@ -164,8 +163,7 @@ class PagedView:
         return PagedView(self.table, self.layer, jax.lax.dynamic_slice_in_dim(self.rows, first, count))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@struct.dataclass
 class RunView:
     """Rows that are runs of consecutive pages of the arena."""
 

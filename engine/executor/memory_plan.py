@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,8 @@ def make_memory_plan(
     if config.max_context and config.max_context > model.max_context:
         raise ConfigError(f"max_context={config.max_context} is more than the model's {model.max_context}")
     tables = layers * config.scheduler.max_num_seqs * cdiv(wanted, size) * 4
-    activations = activation_bytes(model, config)
+    batched = config.scheduler.max_num_batched_tokens or max(wanted, 2048)
+    activations = activation_bytes(model, config, batched)
     if cache.num_pages is not None:
         pages = cache.num_pages
     elif cache.device_bytes is not None:
@@ -85,6 +87,13 @@ def make_memory_plan(
             )
         context, note = per_layer * size, f"the model's {wanted:,} capped by the KV pool"
     pages = pages // chunk * chunk
+    arena = (pages + chunk) * page_bytes
+    room = _available_host_bytes() if on_cpu else (device.memory_stats() or {}).get("bytes_limit", arena)
+    if arena > room:
+        raise ConfigError(
+            f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
+            f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
+        )
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
@@ -93,14 +102,15 @@ def make_memory_plan(
         context_note=note,
         max_batched_tokens=config.scheduler.max_num_batched_tokens or max(context, 2048),
         weights=weights,
-        arena=(pages + chunk) * page_bytes,
+        arena=arena,
         page_tables=layers * config.scheduler.max_num_seqs * cdiv(context, size) * 4,
         activation_peak=activations,
     )
 
 
-def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
-    """Estimated peak of activations in the largest programs: one layer over T tokens, or the LM head over R rows."""
+def activation_bytes(model: ModelConfig, config: EngineConfig, batched_tokens: int) -> int:
+    """Estimated peak of activations: one layer over T tokens or the LM head over R rows, and x and the rope tables of
+    all sub-batches of a step."""
     tiles = config.query_tile * config.max_tiles
     rows = next_power_of_two(config.scheduler.max_num_seqs)
     tokens = max(tiles, rows)
@@ -108,7 +118,8 @@ def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     layer = tokens * (4 * m + 3 * heads + 3 * f) * DTYPES[model.dtype]
     head = rows * v * 4 * 4  # float32 logits and the sampler's copies
-    return max(layer, head)
+    waiting = max(0, batched_tokens - tokens) * (m * DTYPES[model.dtype] + model.head_dim * 4)
+    return max(layer, head) + waiting
 
 
 def _spare_bytes(device: Any, fraction: float | None, others: int, weights: int) -> int:
@@ -131,9 +142,15 @@ def _spare_bytes(device: Any, fraction: float | None, others: int, weights: int)
 
 
 def _available_host_bytes() -> int:
-    """Memory this process may still take, from the system's own estimate."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise ConfigError("the system does not report its available memory: give num_pages or device_bytes")
+    """Memory this process may still take: the system's own estimate and the container's limit, whichever is less."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux: half of what is installed
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = file.read().strip()
+    except OSError:
+        return available
+    return min(available, int(limit)) if limit.isdecimal() else available

@@ -60,7 +60,7 @@ def sample(
     kept = keys >= _largest_key(keys, jnp.ones_like(scaled), k)[:, None]
     probs = jax.nn.softmax(jnp.where(kept, scaled, -jnp.inf), axis=-1)
     # Rounding must not lose the whole row when top_p is 1: nothing is cut then.
-    cut = _largest_key(keys, probs, jnp.minimum(top_p, 1.0))
+    cut = _largest_key(keys, probs, jnp.clip(top_p, 1e-6, 1.0))  # below that: the most likely token alone
     kept &= (keys >= cut[:, None]) | (top_p >= 1.0)[:, None]
 
     def noise(s, i):

@@ -68,6 +68,9 @@ def parse_config(raw: dict[str, Any], name: str, where: str) -> ModelConfig:
         missing = [key for key in SHAPE_FIELDS.values() if raw.get(key) is None]
         if missing:
             raise ConfigError(f"{', '.join(missing)} missing")
+        odd = [key for key in SHAPE_FIELDS.values() if type(raw[key]) is not int]
+        if odd:
+            raise ConfigError(f"{odd[0]} must be an integer, got {raw[odd[0]]!r}")
         shape = {ours: raw[theirs] for ours, theirs in SHAPE_FIELDS.items()}
         heads, eos = shape["num_heads"], raw.get("eos_token_id")
         kv_default = heads if arch == LLAMA else {MISTRAL: 8, QWEN2: 32, QWEN3: 32}[arch]  # transformers' defaults

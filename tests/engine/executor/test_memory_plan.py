@@ -76,6 +76,8 @@ def test_the_default_on_cpu_is_at_most_one_gib():
         (CacheConfig(), {"max_context": 4096}, None, "max_context=4096 is more than the model's 2048"),
         (CacheConfig(), {}, Device(limit=None), "does not report its memory: give num_pages or device_bytes"),
         (CacheConfig(), {}, Device(limit=1 << 20), "too large"),
+        (CacheConfig(num_pages=10**12), {}, None, "GiB is more than the .* GiB that cpu has"),
+        (CacheConfig(device_bytes=1 << 40), {}, Device(), "GiB is more than the 1.0 GiB that test has"),
     ],
 )
 def test_what_cannot_work_is_refused_with_numbers(cache, options, device, message):
@@ -117,4 +119,4 @@ def test_the_activation_estimate_covers_what_the_compiler_needs():
         params, shape(16, model.hidden_size), shape(17, dtype=jnp.int32), packed(rows), shape(5, 16, dtype=jnp.int32)
     )
     needs = [p.compile().memory_analysis().temp_size_in_bytes for p in (layer, tail)]
-    assert max(needs) <= activation_bytes(model, config) <= 4 * max(needs)
+    assert max(needs) <= activation_bytes(model, config, tiles.tokens) <= 4 * max(needs)

@@ -72,7 +72,7 @@ REFUSED = {
     },
     "architectures must name one class": {"architectures": ...},
     "hidden_size, vocab_size missing": {"hidden_size": ..., "vocab_size": None},
-    "model num_layers must be an integer > 0, got 1.5": {"num_hidden_layers": 1.5},
+    "num_hidden_layers must be an integer, got 1.5": {"num_hidden_layers": 1.5},
     "hidden_act 'gelu' is not supported": {"hidden_act": "gelu"},
     "attention_bias is not supported in LlamaForCausalLM": {"attention_bias": True},
     "mlp_bias is not supported": {"mlp_bias": True},
