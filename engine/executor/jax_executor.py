@@ -140,11 +140,7 @@ class JaxExecutor:
 
     def warm_up(self, bucket: Bucket) -> None:
         """Compiles a bucket's programs by running them on padding, which writes nothing."""
-        packed = np.zeros(sum(bucket.sections().values()), np.int32)
-        part = bucket.unpack(packed)
-        part["row_position"][:] = -1
-        part["out_slot"][:] = self.num_slots
-        part["out_forced"][:] = -1
+        packed = self.packer.padding(bucket)
         p = self._put(packed)
         x, rope = self.programs.embed(bucket)(self.params, self._last_tokens, p)
         weights, index, window = self.params["layers"][0], self._layer_index[0], self._windows[0]

@@ -87,6 +87,15 @@ class Packer:
         tiles = [Bucket(0, n, self.tile) for n in powers(self.max_tiles)]
         return rows + tiles + [Bucket(self.max_rows, n, self.tile) for n in powers(self.max_tiles) if mixed]
 
+    def padding(self, bucket: Bucket) -> np.ndarray:
+        """The packed array of a sub-batch in which every row and tile is padding: it writes nothing."""
+        packed = np.zeros(sum(bucket.sections().values()), np.int32)
+        part = bucket.unpack(packed)
+        part["row_position"][:] = -1
+        part["out_slot"][:] = self.num_slots
+        part["out_forced"][:] = -1
+        return packed
+
     def pack(self, plan: Plan) -> list[SubBatch]:
         """The plan's sub-batches, in the order in which each layer runs them."""
         decode = np.stack([plan.decode_slots, plan.decode_positions], 1)  # [B, 2]
@@ -119,11 +128,8 @@ class Packer:
         return tiles
 
     def _build(self, bucket: Bucket, decode: np.ndarray, tiles: list, plan: Plan) -> SubBatch:
-        packed = np.zeros(sum(bucket.sections().values()), np.int32)
+        packed = self.padding(bucket)
         part = bucket.unpack(packed)  # views
-        part["row_position"][:] = -1
-        part["out_slot"][:] = self.num_slots
-        part["out_forced"][:] = -1
         n = len(decode)
         part["row_slot"][:n], part["row_position"][:n], part["out_slot"][:n] = decode[:, 0], decode[:, 1], decode[:, 0]
         head_rows, plan_rows = list(range(n)), list(range(n))
