@@ -52,7 +52,6 @@ class JaxExecutor:
         clock: WallClock,
     ):
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
-        self.num_slots = num_slots
         self._replicated = NamedSharding(mesh, P())
         self._kv = init_arena(spec, arena_pages, NamedSharding(mesh, P(None, None, "tensor")), poison=config.poison)
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
@@ -68,16 +67,6 @@ class JaxExecutor:
     def _put(self, array: Any) -> jax.Array:
         """To every device of the mesh. JAX may alias the buffer: hand over fresh arrays and never change them."""
         return jax.device_put(array, self._replicated)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the arena over all devices."""
-        return self._kv.k.nbytes + self._kv.v.nbytes
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of the page tables on each device."""
-        return self._table.nbytes
 
     def submit(self, plan: Plan) -> Ticket:
         """Dispatches the plan's programs without waiting for them."""
@@ -101,12 +90,11 @@ class JaxExecutor:
 
     def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: SamplingRows | None):
         """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured."""
-        args = (self.params, x, self._last_tokens, packed)
+        rows = None  # all greedy: another program, without the sampler
         if sampling is not None and sampling.temperature[batch.plan_rows].any():
             rows = self._put(pack_sampling(batch, sampling))
-            self._last_tokens, logits = self.programs.sampled(batch.bucket)(*args, rows)
-        else:
-            self._last_tokens, logits = self.programs.greedy(batch.bucket)(*args)
+        tail = self.programs.tail(batch.bucket)
+        self._last_tokens, logits = tail(self.params, x, self._last_tokens, packed, rows)
         return logits
 
     def collect(self, ticket: Ticket) -> StepResult:

@@ -37,8 +37,7 @@ class Programs:
         self.deterministic, self.capture = deterministic, capture
         self.embed = lru_cache(None)(lambda bucket: jax.jit(partial(self._embed, bucket)))
         self.layer = lru_cache(None)(lambda bucket: jax.jit(partial(self._layer, bucket), donate_argnums=(1, 2)))
-        self.greedy = lru_cache(None)(lambda bucket: jax.jit(partial(self._tail, bucket)))
-        self.sampled = lru_cache(None)(lambda bucket: jax.jit(partial(self._tail, bucket)))
+        self.tail = lru_cache(None)(lambda bucket: jax.jit(partial(self._tail, bucket)))
         self.apply_deltas = jax.jit(_apply_deltas, donate_argnums=0)
         self.poison = jax.jit(_poison, donate_argnums=0)
 

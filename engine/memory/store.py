@@ -10,8 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-DELTA_FIELDS = ("layer", "slot", "index", "page")
-
 
 class KVStore(Protocol):
     """What a scheduler may ask of KV memory."""

@@ -115,7 +115,7 @@ def test_the_activation_estimate_covers_what_the_compiler_needs():
         scalar,
         scalar,
     )
-    tail = programs.sampled(rows).lower(
+    tail = programs.tail(rows).lower(
         params, shape(16, model.hidden_size), shape(17, dtype=jnp.int32), packed(rows), shape(5, 16, dtype=jnp.int32)
     )
     needs = [p.compile().memory_analysis().temp_size_in_bytes for p in (layer, tail)]
