@@ -176,7 +176,7 @@ class EngineConfig:
     dtype: str | None = None  # None: the model's
     seed: int = 0  # random weights and unseeded requests
     tensor: int = 1  # devices along the mesh axis `tensor`
-    async_depth: int = 0  # steps in flight before the oldest is collected
+    async_depth: int = 1  # steps submitted ahead of the one whose tokens are waited for; 0: none
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
     attention_backend: str | None = None  # None: the default, which always works; a name is obeyed or fails
     query_tile: int = 64  # TQ: tokens in one prefill query tile
@@ -194,7 +194,7 @@ class EngineConfig:
         )
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(self.tensor == 1, f"tensor={self.tensor}: more than one device is not built yet")
-        _require(self.async_depth == 0, f"async_depth={self.async_depth}: only the synchronous loop is built yet")
+        _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")
         _require(
             self.query_tile >= 8 and self.query_tile & (self.query_tile - 1) == 0,
             f"query_tile must be a power of two >= 8, got {self.query_tile}",

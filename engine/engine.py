@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
-REASONS = {1: "stop", 2: "length"}
 
 
 class Executor(Protocol):
@@ -42,6 +42,16 @@ class Executor(Protocol):
     def poison(self, mask: np.ndarray) -> None:
         """Fills the pages of `mask` bool [P] with NaN (tests)."""
         ...
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A submitted step. Its rows belong to these requests, whatever becomes of their slots before it is collected."""
+
+    plan: Plan
+    ticket: Any
+    rows: list[Request]  # of the sampled rows
+    prefilled: list[Request]
 
 
 class Engine:
@@ -68,6 +78,7 @@ class Engine:
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
         self.step_log: list[StepRecord] = []
         self.compiled: list[tuple[str, float]] = []
+        self._in_flight: deque[InFlight] = deque()
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
@@ -181,10 +192,6 @@ class Engine:
         request = self._live.get(request_id)
         if request is None:
             return False
-        if request.phase is Phase.WAITING:
-            self.state.waiting.remove(request)
-        else:
-            self.state.release(np.array([request.slot], np.int32))
         self._finish(request, "abort", self.clock.now())
         return True
 
@@ -193,17 +200,22 @@ class Engine:
         return bool(self._live) or bool(self._unclaimed)
 
     def step(self) -> list[RequestOutput]:
-        """Runs one step. Returns an output for every request that got a token, in it or in a step that `generate` or
-        `stream` ran meanwhile; their own requests' outputs go to them. None when there is no work."""
+        """Collects one step, after submitting up to `async_depth` more. Returns an output for every request that got a
+        token, in it or in a step that `generate` or `stream` ran meanwhile; their own requests' outputs go to them.
+        Nothing when there is no work."""
         self._advance()
         outputs, self._unclaimed = self._unclaimed, []
         return outputs
 
     def _advance(self) -> None:
-        """Runs one step and hands each output to whoever waits for it. Whatever fails or interrupts the step, the
-        engine stays consistent: sequences whose KV may be half written are recomputed."""
+        """Collects one step and hands each output to whoever waits for it. Whatever fails or interrupts it, the engine
+        stays consistent: sequences whose KV may be half written are recomputed."""
         try:
-            outputs = self._run_step()
+            while len(self._in_flight) <= self.config.async_depth and self._submit():
+                pass
+            outputs = self._account(self._in_flight.popleft()) if self._in_flight else []
+            while self._in_flight and not self._live:  # only late rows are left
+                self._account(self._in_flight.popleft())
         except BaseException:
             self._recover()
             raise
@@ -211,50 +223,56 @@ class Engine:
             self._inboxes.get(output.request_id, self._unclaimed).append(output)
 
     def _recover(self) -> None:
-        """Puts every running sequence back in the queue, oldest first; finished ones are released."""
+        """Forgets the steps in flight and puts every running sequence back in the queue, oldest first."""
+        for request in self._live.values():
+            request.in_flight = 0
+        self._in_flight.clear()
         for slot in self.state.running[::-1].tolist():
             request = self.state.requests[slot]
             assert request is not None
             if request.id in self._live:
                 self.state.preempt(slot)
             else:
-                self.state.release(np.array([slot], np.int32))
+                self.state.release(slot)
 
-    def _run_step(self) -> list[RequestOutput]:
+    def _submit(self) -> bool:
+        """Plans and submits one step. False when there is nothing to run before a step in flight is collected."""
         unmapped = self.store.unmapped_pages() if self.config.poison else None
         plan = self.policy.plan(self.clock.now())
-        if self.config.debug_checks:
-            self.state.check()
         if plan.empty:
-            return []
+            return False
         if unmapped is not None:
             unmapped[plan.deltas[:, 3]] = True
             self.executor.poison(unmapped)
-        result = self.executor.collect(self.executor.submit(plan))
-        return self._account(plan, result)
+        rows = self.state.owners(plan.sampled_slots)
+        for request in rows:
+            request.in_flight += 1
+        if self.config.debug_checks:
+            self.state.check()
+        prefilled = self.state.owners([p.slot for p in plan.prefills])
+        self._in_flight.append(InFlight(plan, self.executor.submit(plan), rows, prefilled))
+        return True
 
-    def _account(self, plan: Plan, result: StepResult) -> list[RequestOutput]:
-        """Phases, metrics and frees of a collected step."""
-        for prefill in plan.prefills:
-            request = self.state.requests[prefill.slot]
-            if request is not None and request.scheduled is None:
+    def _account(self, step: InFlight) -> list[RequestOutput]:
+        """Waits for a step; phases, metrics and frees follow. A row whose request has ended meanwhile is dropped."""
+        plan, result = step.plan, self.executor.collect(step.ticket)
+        for request in step.prefilled:
+            if request.scheduled is None:
                 request.scheduled = result.start
-        slots = plan.sampled_slots
-        ended = self.state.append(slots, result.tokens)
-        outputs = []
-        for row, (slot, token, end) in enumerate(
-            zip(slots.tolist(), result.tokens.tolist(), ended.tolist(), strict=True)
-        ):
-            request = self.state.requests[slot]
-            assert request is not None
+        outputs, num_finished = [], 0
+        for row, (request, token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
+            request.in_flight -= 1
+            if request.phase is Phase.FINISHED:
+                continue
             request.output.append(token)
             request.token_times.append(result.end)
             if result.logits is not None:
                 request.logits.append(result.logits[row])
-            if end:
-                self._finish(request, REASONS[end], result.end)
-            outputs.append(RequestOutput(request, 1, bool(end), self.tokenizer))
-        self.state.release(slots[ended > 0])
+            reason = request.end_reason()
+            if reason:
+                self._finish(request, reason, result.end)
+                num_finished += 1
+            outputs.append(RequestOutput(request, 1, bool(reason), self.tokenizer))
         if self.config.debug_checks:
             self.state.check()
         self.step_log.append(
@@ -269,12 +287,18 @@ class Engine:
                 num_running=len(self.state.running),
                 free_pages=self.store.num_free_pages,
                 num_preempted=plan.num_preempted,
-                num_finished=int((ended > 0).sum()),
+                num_finished=num_finished,
+                num_late=len(step.rows) - len(outputs),
             )
         )
         return outputs
 
     def _finish(self, request: Request, reason: str, now: float) -> None:
+        """Ends a request, whatever its phase, and frees what it holds."""
+        if request.phase is Phase.RUNNING:
+            self.state.release(request.slot)
+        else:
+            self.state.waiting.remove(request)
         request.phase, request.finish_reason, request.finished = Phase.FINISHED, reason, now
         del self._live[request.id]
 

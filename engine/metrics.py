@@ -80,6 +80,7 @@ class StepRecord:
     free_pages: int
     num_preempted: int  # in this step
     num_finished: int  # in this step
+    num_late: int = 0  # rows dropped because their request had ended when the step was submitted
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class Request:
     phase: Phase = Phase.WAITING
     slot: int = -1  # row of the page table while RUNNING
     output: list[int] = field(default_factory=list)  # tokens produced
+    in_flight: int = 0  # tokens that submitted steps will produce
     token_times: list[float] = field(default_factory=list)  # when each became known to the host
     finish_reason: str | None = None  # stop | length | abort
     injected: float | None = None  # when the engine learned of it
@@ -95,6 +96,15 @@ class Request:
         """Prompt and produced tokens."""
         return len(self.prompt) + len(self.output)
 
-    def all_tokens(self) -> np.ndarray:
-        """Prompt and produced tokens, int32 [num_tokens]: what a recomputation prefills."""
-        return np.concatenate([self.prompt, np.asarray(self.output, np.int32)]) if self.output else self.prompt
+    def end_reason(self) -> str | None:
+        """Why its newest token ends it: "stop" or "length"; None when it goes on."""
+        if self.output[-1] in self.stop_ids:
+            return "stop"
+        return "length" if self.num_tokens >= self.max_length else None
+
+    def tokens(self, start: int, end: int) -> np.ndarray:
+        """Prompt and produced tokens [start, end), int32: what a prefill computes."""
+        size = len(self.prompt)
+        if end <= size:
+            return self.prompt[start:end]
+        return np.concatenate([self.prompt[start:], np.asarray(self.output[max(start - size, 0) : end - size], np.int32)])

@@ -87,7 +87,7 @@ DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", DEFAULTS.deterministic, "One shape for everything: logits do not depend on the batch, to the bit."
 )
 ASYNC_DEPTH = flags.DEFINE_integer(
-    "async_depth", DEFAULTS.async_depth, "Steps in flight before the oldest is collected."
+    "async_depth", DEFAULTS.async_depth, "Steps submitted ahead of the one waited for: 0 or 1."
 )
 ATTENTION_BACKEND = flags.DEFINE_string(
     "attention_backend", None, "Obeyed or refused, never replaced. Default: one that works here."

@@ -52,6 +52,7 @@ class JaxExecutor:
         clock: WallClock,
     ):
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
+        self._last_end = clock.now()  # of the step collected last
         self._replicated = NamedSharding(mesh, P())
         self._kv = init_arena(spec, arena_pages, NamedSharding(mesh, P(None, None, "tensor")), poison=config.poison)
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
@@ -106,7 +107,8 @@ class JaxExecutor:
             for batch, captured in zip(ticket.batches, ticket.logits, strict=True):
                 if captured is not None:
                     logits[batch.plan_rows] = np.asarray(captured)[batch.head_rows]
-        return StepResult(tokens, logits, ticket.start, self.clock.now())
+        start, self._last_end = max(ticket.start, self._last_end), self.clock.now()
+        return StepResult(tokens, logits, start, self._last_end)
 
     def _apply_deltas(self, deltas: np.ndarray) -> None:
         at = 0

@@ -49,6 +49,11 @@ class Plan:
         return np.concatenate([self.decode_slots, np.asarray(ends, np.int32)]) if ends else self.decode_slots
 
     @property
+    def num_sampled(self) -> int:
+        """R: sampled rows."""
+        return len(self.decode_slots) + sum(p.samples for p in self.prefills)
+
+    @property
     def num_prefill_tokens(self) -> int:
         """Prompt tokens whose KV this step computes."""
         return sum(len(p.tokens) for p in self.prefills)
@@ -65,5 +70,5 @@ class StepResult:
 
     tokens: np.ndarray  # int32 [R], in the plan's order of sampled rows
     logits: np.ndarray | None  # float32 [R, V] with capture_logits
-    start: float  # seconds on the engine's clock: submitted
+    start: float  # seconds on the engine's clock: submitted, and the step before it ended
     end: float  # collected

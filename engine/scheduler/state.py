@@ -7,6 +7,8 @@ keeps the books. No JAX here.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 
@@ -14,11 +16,15 @@ from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill, SamplingRows
 
-NO_STOP, MANY_STOPS = -1, -2  # values of `stop` besides a token id
+EMPTY = Plan(0, np.empty(0, np.int32), np.empty(0, np.int32), (), np.empty((0, 4), np.int32), None, None)
 
 
 class SchedulerState:
-    """Queues and per-slot arrays; `[slots]` unless said otherwise."""
+    """Queues and per-slot arrays; `[slots]` unless said otherwise.
+
+    The arrays describe what is planned: a token counts from the plan that samples it, before its value is known, so the
+    next step can be planned while this one runs. Values, stop tokens and outputs arrive later, with `Engine._account`.
+    """
 
     def __init__(self, store: KVStore):
         n = store.num_slots
@@ -26,10 +32,10 @@ class SchedulerState:
         self.waiting: deque[Request] = deque()
         self.running = np.empty(0, np.int32)  # slots, oldest admission first
         self.requests: list[Request | None] = [None] * n
-        self.length = np.zeros(n, np.int32)  # tokens known: prompt and output
+        self.length = np.zeros(n, np.int32)  # tokens: prompt, and output with what planned steps will sample
         self.cached = np.zeros(n, np.int32)  # tokens whose KV is written, or will be by planned steps
+        self.prefill_length = np.zeros(n, np.int32)  # tokens to prefill: the prompt, and what was produced before
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
-        self.stop = np.full(n, NO_STOP, np.int32)  # its stop token when it has one
         self.prompt_length = np.zeros(n, np.int32)
         self.temperature = np.zeros(n, np.float32)
         self.top_k = np.zeros(n, np.int32)
@@ -37,99 +43,110 @@ class SchedulerState:
         self.seed = np.zeros(n, np.int32)
         self.forced = np.zeros(n, bool)
         self.step = 0
+        self._preempted = 0  # since the last plan
 
-    def admit(self, request: Request) -> Prefill:
-        """Gives the request a slot and pages for all tokens it has, and returns its whole-prompt prefill.
+    def admit(self, request: Request, num_tokens: int | None = None) -> int:
+        """Gives the request a slot, and pages for `num_tokens` of its tokens (None: all it has). Returns the slot.
 
         Raises:
           OutOfPages: test `store.fits` first.
         """
-        tokens = request.all_tokens()
-        slot = self.store.open(len(tokens))
+        assert request.in_flight == 0, "a policy may not admit what it preempted in the same plan"
+        slot = self.store.open(request.num_tokens if num_tokens is None else num_tokens)
         p = request.params
         request.slot, request.phase = slot, Phase.RUNNING
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
-        self.length[slot] = self.cached[slot] = len(tokens)
+        self.cached[slot] = 0
+        self.length[slot] = self.prefill_length[slot] = request.num_tokens
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
-        stops = request.stop_ids
-        self.stop[slot] = NO_STOP if not stops else MANY_STOPS if len(stops) > 1 else next(iter(stops))
         self.temperature[slot], self.top_k[slot], self.top_p[slot] = p.temperature, p.top_k, p.top_p
         self.seed[slot], self.forced[slot] = request.seed, bool(p.forced_tokens)
-        return Prefill(slot, 0, tokens, samples=True)
+        return slot
 
-    def release(self, slots: np.ndarray) -> None:
-        """Takes sequences out of the running set and frees their slots and pages."""
-        if not len(slots):
-            return
-        self.running = self.running[~np.isin(self.running, slots)]
-        for slot in slots.tolist():
-            self.store.close(slot)
-            request = self.requests[slot]
-            assert request is not None
-            request.slot = -1
-            self.requests[slot] = None
+    def prefill(self, slot: int, num_tokens: int | None = None) -> Prefill:
+        """The next `num_tokens` tokens to prefill of a sequence (None: all that are left). Their pages are mapped."""
+        request, start = self.requests[slot], int(self.cached[slot])
+        assert request is not None
+        left = int(self.prefill_length[slot]) - start
+        count = left if num_tokens is None else num_tokens
+        return Prefill(slot, start, request.tokens(start, start + count), samples=count == left)
+
+    def decodable(self) -> np.ndarray:
+        """Running sequences that can decode: prefilled, and not at their limit with the tokens that steps in flight
+        will bring. Slots, oldest admission first."""
+        running = self.running
+        ready = (self.cached[running] >= self.prefill_length[running]) & (self.length[running] < self.limit[running])
+        return running[ready]
+
+    def owners(self, slots: Iterable[int]) -> list[Request]:
+        """The requests that hold these slots."""
+        return [cast(Request, self.requests[slot]) for slot in slots]
+
+    def release(self, slot: int) -> None:
+        """Takes a sequence out of the running set and frees its slot and pages.
+
+        Steps in flight may still read and write them; whatever reuses them runs after these steps on the device.
+        """
+        self.running = self.running[self.running != slot]
+        self.store.close(slot)
+        request = self.requests[slot]
+        assert request is not None
+        request.slot, self.requests[slot] = -1, None
 
     def preempt(self, slot: int) -> None:
         """Drops a running sequence's KV; it goes to the head of the queue and will be recomputed."""
         request = self.requests[slot]
         assert request is not None
-        self.release(np.array([slot], np.int32))
+        self.release(slot)
         request.phase = Phase.WAITING
         request.num_preemptions += 1
+        self._preempted += 1
         self.waiting.appendleft(request)
 
-    def make_plan(self, decode: np.ndarray, prefills: list[Prefill], num_preempted: int = 0) -> Plan:
+    def make_plan(self, decode: np.ndarray, prefills: list[Prefill]) -> Plan:
         """Packs a decision into a `Plan`. `decode`: slots whose last token's KV is written by this step; their pages
         are mapped already."""
+        if not len(decode) and not prefills:
+            return EMPTY
         positions = self.cached[decode]
         self.cached[decode] += 1
+        for prefill in prefills:
+            self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
+        index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
+        self.length[rows] += 1
         self.step += 1
+        num_preempted, self._preempted = self._preempted, 0
         return Plan(
             step=self.step,
             decode_slots=decode,
             decode_positions=positions,
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
-            sampling=self._sampling(rows),
-            forced=self._forced(rows),
+            sampling=self._sampling(rows, index),
+            forced=self._forced(rows, index),
             num_preempted=num_preempted,
         )
 
-    def _sampling(self, rows: np.ndarray) -> SamplingRows | None:
+    def _sampling(self, rows: np.ndarray, index: np.ndarray) -> SamplingRows | None:
         temperature = self.temperature[rows]
         if not temperature.any():
             return None
-        index = self.length[rows] - self.prompt_length[rows]
         return SamplingRows(temperature, self.top_k[rows], self.top_p[rows], self.seed[rows], index)
 
-    def _forced(self, rows: np.ndarray) -> np.ndarray | None:
+    def _forced(self, rows: np.ndarray, index: np.ndarray) -> np.ndarray | None:
         if not self.forced[rows].any():
             return None
         forced = np.full(len(rows), -1, np.int32)
-        for i, slot in enumerate(rows.tolist()):
+        for i, (slot, at) in enumerate(zip(rows.tolist(), index.tolist(), strict=True)):
             request = self.requests[slot]
             assert request is not None
-            script = request.params.forced_tokens
-            if len(request.output) < len(script):
-                forced[i] = script[len(request.output)]
+            if at < len(request.params.forced_tokens):
+                forced[i] = request.params.forced_tokens[at]
         return forced
-
-    def append(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Records one new token per slot. Returns who ends with it: 0 goes on, 1 stop token, 2 length."""
-        self.length[slots] += 1
-        ended = np.where(self.length[slots] >= self.limit[slots], 2, 0)
-        stop = self.stop[slots]
-        ended[tokens == stop] = 1
-        for i in np.flatnonzero(stop == MANY_STOPS).tolist():
-            request = self.requests[slots[i]]
-            assert request is not None
-            if int(tokens[i]) in request.stop_ids:
-                ended[i] = 1
-        return ended
 
     def check(self) -> None:
         """Asserts that queues, slots and store agree (debug mode and tests)."""
@@ -142,7 +159,8 @@ class SchedulerState:
         for slot in held:
             request = self.requests[slot]
             assert request is not None and request.slot == slot and request.phase is Phase.RUNNING
-            assert self.length[slot] == request.num_tokens
-            # Decoding: all but the newest token is cached.
-            assert self.cached[slot] in (self.length[slot] - 1, self.length[slot])
+            assert self.length[slot] == request.num_tokens + request.in_flight
+            # While prefilling nothing is sampled; after it all but the newest token is cached.
+            prefilling = self.cached[slot] < self.prefill_length[slot]
+            assert prefilling or self.cached[slot] == self.length[slot] - 1
         assert all(r.slot == -1 and r.phase is Phase.WAITING for r in self.waiting)

@@ -33,8 +33,7 @@ class VllmV0:
         prefills = self._admit()
         if prefills:
             return self.state.make_plan(NOBODY, prefills)
-        num_preempted = self._make_room()
-        return self.state.make_plan(self.state.running, [], num_preempted)
+        return self.state.make_plan(self._make_room(), [])
 
     def _admit(self) -> list[Prefill]:
         state, budget, prefills = self.state, self.max_batched_tokens, []
@@ -46,19 +45,18 @@ class VllmV0:
                 break
             if not state.store.fits(head.num_tokens, 0 if alone else self.watermark_pages):
                 break
-            prefills.append(state.admit(state.waiting.popleft()))
+            prefills.append(state.prefill(state.admit(state.waiting.popleft())))
             budget -= head.num_tokens
         return prefills
 
-    def _make_room(self) -> int:
-        """Maps pages for one more token of every running sequence, preempting from the youngest while they do not
-        fit. Returns how many were preempted."""
-        state, num_preempted = self.state, 0
-        while len(state.running):
-            lengths = state.length[state.running]
-            if state.store.can_grow(state.running, lengths):
-                state.store.grow(state.running, lengths)
-                break
-            state.preempt(int(state.running[-1]))
-            num_preempted += 1
-        return num_preempted
+    def _make_room(self) -> np.ndarray:
+        """Maps pages for one more token of every decoding sequence, preempting from the youngest while they do not
+        fit. Returns who decodes."""
+        state = self.state
+        while True:
+            decode = state.decodable()
+            lengths = state.length[decode]
+            if state.store.can_grow(decode, lengths):
+                state.store.grow(decode, lengths)
+                return decode
+            state.preempt(int(decode[-1]))

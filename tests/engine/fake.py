@@ -50,6 +50,7 @@ def fake_engine(
     model: ModelConfig = MODEL,
     policy: str = "vllm_v0",
     answer=lambda slot: 1,
+    async_depth: int = 0,
 ) -> Engine:
     """`num_pages` per layer."""
     layers, clock = model.num_layers, StepClock()
@@ -57,6 +58,7 @@ def fake_engine(
         cache=CacheConfig(page_size=page_size, num_pages=num_pages * layers),
         scheduler=SchedulerConfig(policy=policy, max_num_seqs=num_slots, watermark=watermark),
         debug_checks=True,
+        async_depth=async_depth,
     )
     store = PagedStore(PagePool(num_pages * layers, layers, chunk), num_slots, page_size, model.max_context)
     memory = MemoryPlan(store.num_pages, chunk, 1, model.max_context, "", max_batched_tokens, 0, 0, 0, 0)
