@@ -14,6 +14,7 @@ from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
 from engine.executor.jax_executor import JaxExecutor
 from engine.executor.memory_plan import make_memory_plan
+from engine.memory.host import HostTier
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
 from engine.models import hf_config, llama, tensors, weights
@@ -54,7 +55,8 @@ def assemble(
 ) -> Engine:
     """An engine from parameters that are on the device already."""
     pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
-    store = PagedStore(pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context)
+    host = HostTier(config.cache.host_bytes // spec.page_bytes) if config.cache.host_bytes else None
+    store = PagedStore(pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context, host)
     clock = WallClock()
     executor = JaxExecutor(
         model, params, config, mesh, spec, pool.arena_pages, store.num_slots, store.table_width, clock

@@ -14,6 +14,7 @@ from typing import Any
 from engine.errors import ConfigError
 
 DTYPES = {"float32": 4, "bfloat16": 2}  # bytes per element
+PREEMPTIONS = ("recompute", "swap")
 ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
@@ -130,6 +131,8 @@ class CacheConfig:
     num_pages: int | None = None  # usable pages over all layers, the reserved ones not counted
     device_bytes: int | None = None
     device_fraction: float | None = None  # of the device's memory, weights and activations included
+    host_bytes: int = 0  # the host tier's cap; 0: no host tier
+    staging_bytes: int = 256 << 20  # blocks on their way, per direction
 
     def __post_init__(self):
         _require(
@@ -148,6 +151,8 @@ class CacheConfig:
         )
         f = self.device_fraction
         _require(f is None or 0 < f <= 1, f"device_fraction must be in (0, 1], got {f}")
+        _require(self.host_bytes >= 0, f"host_bytes must be >= 0, got {self.host_bytes}")
+        _require(self.staging_bytes > 0, f"staging_bytes must be > 0, got {self.staging_bytes}")
 
 
 @dataclass(frozen=True)
@@ -158,12 +163,16 @@ class SchedulerConfig:
     max_num_seqs: int = 256  # sequences that hold device KV at once (slots)
     max_num_batched_tokens: int | None = None  # per step; None: max(context, 2048), vLLM v0's rule
     watermark: float = 0.01  # share of pages kept free at admission
+    preemption: str = "recompute"  # recompute | swap: what becomes of the KV of a preempted sequence
 
     def __post_init__(self):
         _require(1 <= self.max_num_seqs <= 4096, f"max_num_seqs must be in [1, 4096], got {self.max_num_seqs}")
         t = self.max_num_batched_tokens
         _require(t is None or t >= 1, f"max_num_batched_tokens must be >= 1, got {t}")
         _require(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")
+        _require(
+            self.preemption in PREEMPTIONS, f"preemption {self.preemption!r}; known: {', '.join(PREEMPTIONS)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,7 @@ class EngineConfig:
     tensor: int = 1  # devices along the mesh axis `tensor`
     async_depth: int = 1  # steps submitted ahead of the one whose tokens are waited for; 0: none
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
+    link_gbs: float | None = None  # pace copies to and from the host to so many 1e9 bytes/s each way; None: unpaced
     attention_backend: str | None = None  # None: the default, which always works; a name is obeyed or fails
     query_tile: int = 64  # TQ: tokens in one prefill query tile
     max_tiles: int = 16  # NT: query tiles in one device program; longer prefills loop over it inside each layer
@@ -195,6 +205,11 @@ class EngineConfig:
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(self.tensor == 1, f"tensor={self.tensor}: more than one device is not built yet")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")
+        _require(self.link_gbs is None or self.link_gbs > 0, f"link_gbs must be > 0, got {self.link_gbs}")
+        _require(
+            self.scheduler.preemption == "recompute" or self.cache.host_bytes > 0,
+            "preemption=swap needs a host tier: set host_bytes",
+        )
         _require(
             self.query_tile >= 8 and self.query_tile & (self.query_tile - 1) == 0,
             f"query_tile must be a power of two >= 8, got {self.query_tile}",

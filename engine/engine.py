@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,9 +12,10 @@ import numpy as np
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
-from engine.metrics import StepRecord
+from engine.metrics import StepRecord, TransferAccount
 from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
+from engine.memory.moves import Copy
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.policy import make_policy
 from engine.scheduler.state import SchedulerState
@@ -39,6 +40,14 @@ class Executor(Protocol):
         """Waits for a step's results."""
         ...
 
+    def abandon(self) -> tuple[Copy, ...]:
+        """After a failed `submit`: forgets what it began. Returns copies that have ended, or will never start."""
+        ...
+
+    def wait_for_copies(self) -> tuple[Copy, ...]:
+        """Waits until a copy in flight has ended."""
+        ...
+
     def poison(self, mask: np.ndarray) -> None:
         """Fills the pages of `mask` bool [P] with NaN (tests)."""
         ...
@@ -50,7 +59,7 @@ class InFlight:
 
     plan: Plan
     ticket: Any
-    rows: list[Request]  # of the sampled rows
+    rows: list[tuple[Request, int]]  # of the sampled rows, and how often it had lost its KV then
     prefilled: list[Request]
 
 
@@ -78,6 +87,7 @@ class Engine:
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
         self.step_log: list[StepRecord] = []
         self.compiled: list[tuple[str, float]] = []
+        self.transfers = TransferAccount(model.num_layers)
         self._in_flight: deque[InFlight] = deque()
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
@@ -213,6 +223,8 @@ class Engine:
         try:
             while len(self._in_flight) <= self.config.async_depth and self._submit():
                 pass
+            if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
+                self._account_copies(self.executor.wait_for_copies())
             outputs = self._account(self._in_flight.popleft()) if self._in_flight else []
             while self._in_flight and not self._live:  # only late rows are left
                 self._account(self._in_flight.popleft())
@@ -244,23 +256,39 @@ class Engine:
         if unmapped is not None:
             unmapped[plan.deltas[:, 3]] = True
             self.executor.poison(unmapped)
-        rows = self.state.owners(plan.sampled_slots)
-        for request in rows:
+        rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
+        for request, _ in rows:
             request.in_flight += 1
         if self.config.debug_checks:
             self.state.check()
         prefilled = self.state.owners([p.slot for p in plan.prefills])
-        self._in_flight.append(InFlight(plan, self.executor.submit(plan), rows, prefilled))
+        try:
+            ticket = self.executor.submit(plan)
+        except BaseException:
+            self._account_copies(self.executor.abandon())
+            raise
+        self._in_flight.append(InFlight(plan, ticket, rows, prefilled))
         return True
+
+    def _account_copies(self, copies: Iterable[Copy]) -> None:
+        """Moves that have ended: what landed may be fetched, what failed is recomputed."""
+        for copy in copies:
+            self.transfers.add(copy)
+            for request_id in self.store.copied(copy):
+                if request_id in self._live:
+                    self.state.lose(self._live[request_id])
 
     def _account(self, step: InFlight) -> list[RequestOutput]:
         """Waits for a step; phases, metrics and frees follow. A row whose request has ended meanwhile is dropped."""
         plan, result = step.plan, self.executor.collect(step.ticket)
+        self._account_copies(result.copies)
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
         outputs, num_finished = [], 0
-        for row, (request, token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
+        for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
+            if request.lost > lost:  # computed from KV that never arrived
+                continue
             request.in_flight -= 1
             if request.phase is Phase.FINISHED:
                 continue
@@ -295,10 +323,7 @@ class Engine:
 
     def _finish(self, request: Request, reason: str, now: float) -> None:
         """Ends a request, whatever its phase, and frees what it holds."""
-        if request.phase is Phase.RUNNING:
-            self.state.release(request.slot)
-        else:
-            self.state.waiting.remove(request)
+        self.state.drop(request)
         request.phase, request.finish_reason, request.finished = Phase.FINISHED, reason, now
         del self._live[request.id]
 

@@ -19,6 +19,7 @@ import numpy as np
 from engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from engine.memory.moves import Copy
     from engine.request import Request
 
 SLO_LIMITS = ("ttft", "tpot", "e2el")  # vLLM's --goodput names, in milliseconds
@@ -81,6 +82,31 @@ class StepRecord:
     num_preempted: int  # in this step
     num_finished: int  # in this step
     num_late: int = 0  # rows dropped because their request had ended when the step was submitted
+
+
+class TransferAccount:
+    """Copies between device and host: every byte, by direction and layer. Row 0 is in, row 1 is out."""
+
+    def __init__(self, num_layers: int):
+        self.num_bytes = np.zeros((2, num_layers), np.int64)
+        self.seconds = np.zeros((2, num_layers))  # that the link was busy with them
+        self.num_copies = np.zeros((2, num_layers), np.int64)
+        self.num_failed = 0
+
+    def add(self, copy: Copy) -> None:
+        """Counts a copy that has ended; a failed one moved nothing."""
+        if not copy.ok:
+            self.num_failed += 1
+            return
+        at = (int(copy.out), copy.layer)
+        self.num_bytes[at] += copy.num_bytes
+        self.seconds[at] += copy.end - copy.start
+        self.num_copies[at] += 1
+
+    def gbs(self, out: bool) -> float:
+        """1e9 bytes per second of link time in a direction; 0 when nothing was copied."""
+        seconds = float(self.seconds[int(out)].sum())
+        return float(self.num_bytes[int(out)].sum()) / seconds / 1e9 if seconds else 0.0
 
 
 @dataclass(frozen=True)

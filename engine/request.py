@@ -64,6 +64,7 @@ class Phase(enum.Enum):
 
     WAITING = "waiting"  # arrived, or preempted and waiting to be recomputed
     RUNNING = "running"  # holds a slot and pages
+    SWAPPED = "swapped"  # preempted, its KV on the host
     FINISHED = "finished"
 
 
@@ -82,6 +83,8 @@ class Request:
     slot: int = -1  # row of the page table while RUNNING
     output: list[int] = field(default_factory=list)  # tokens produced
     in_flight: int = 0  # tokens that submitted steps will produce
+    lost: int = 0  # times its KV was lost with a failed copy: rows submitted before that do not count
+    cached: int = 0  # tokens whose KV is on the host while SWAPPED
     token_times: list[float] = field(default_factory=list)  # when each became known to the host
     finish_reason: str | None = None  # stop | length | abort
     injected: float | None = None  # when the engine learned of it

@@ -6,8 +6,9 @@ token sampled into each slot, from which the next decode step reads its input. `
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.executor.packing import Bucket, Packer, SubBatch
 from engine.executor.programs import Programs
+from engine.executor.transfers import Transfer, Transfers
+from engine.memory.moves import Copy, Move
 from engine.scheduler.plan import Plan, SamplingRows, StepResult
 from pallas_kernels import KVSpec, init_arena
 
@@ -54,7 +57,12 @@ class JaxExecutor:
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
         self._last_end = clock.now()  # of the step collected last
         self._replicated = NamedSharding(mesh, P())
-        self._kv = init_arena(spec, arena_pages, NamedSharding(mesh, P(None, None, "tensor")), poison=config.poison)
+        sharded = NamedSharding(mesh, P(None, None, "tensor"))
+        self._kv = init_arena(spec, arena_pages, sharded, poison=config.poison)
+        self.transfers: Transfers | None = None  # without a host tier
+        if config.cache.host_bytes:
+            self.transfers = Transfers(sharded, spec.page_bytes, clock, config.link_gbs, config.cache.staging_bytes)
+        self._fetched: deque[Transfer] = deque()  # blocks on their way in
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
         self._last_tokens = self._put(np.zeros(num_slots + 1, np.int32))  # the last entry is nobody's
         self._layer_index = [self._put(np.int32(i)) for i in range(model.num_layers)]
@@ -70,8 +78,9 @@ class JaxExecutor:
         return jax.device_put(array, self._replicated)
 
     def submit(self, plan: Plan) -> Ticket:
-        """Dispatches the plan's programs without waiting for them."""
+        """Dispatches the plan's programs without waiting for them (for copies it may wait: see `transfers`)."""
         start = self.clock.now()
+        incoming = self._move(plan)
         self._apply_deltas(plan.deltas)
         batches = self.packer.pack(plan)
         packed = [self._put(b.packed) for b in batches]
@@ -80,7 +89,9 @@ class JaxExecutor:
             for b, p in zip(batches, packed, strict=True)
         ]
         xs, ropes = [x for x, _ in states], [rope for _, rope in states]
-        for weights, index, window in zip(self.params["layers"], self._layer_index, self._windows, strict=True):
+        layers = zip(self.params["layers"], self._layer_index, self._windows, strict=True)
+        for number, (weights, index, window) in enumerate(layers):
+            self._land(incoming, number)
             for i, batch in enumerate(batches):
                 layer = self.programs.layer(batch.bucket)
                 self._kv, xs[i] = layer(weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window)
@@ -88,6 +99,38 @@ class JaxExecutor:
         for x, batch, p in zip(xs, batches, packed, strict=True):
             logits.append(self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else None)
         return Ticket(plan, batches, self._last_tokens, logits, start)
+
+    def _move(self, plan: Plan) -> deque[Move]:
+        """Starts the plan's copies out, before anything of the step is written. Returns its copies in, by layer."""
+        if self.transfers is None:
+            return deque()
+        out, incoming = [m for m in plan.moves if m.out], sorted(
+            (m for m in plan.moves if not m.out), key=lambda m: m.layer
+        )
+        self.transfers.expect(out + incoming)
+        for move in out:
+            self.transfers.send(self._kv, move)
+        self.transfers.drop(plan.freed_blocks)
+        return deque(incoming)
+
+    def abandon(self) -> tuple[Copy, ...]:
+        """After a failed `submit`: forgets what it had begun. Returns the copies that have ended or never started."""
+        self._fetched.clear()
+        if self.transfers is None:
+            return ()
+        self.transfers.abandon()
+        return self.transfers.take_ended()
+
+    def _land(self, incoming: deque[Move], layer: int) -> None:
+        """Brings in what this layer is about to read, and has the next layer's blocks on their way meanwhile."""
+        if self.transfers is None:
+            return
+        while incoming and incoming[0].layer <= layer + 1:
+            transfer = self.transfers.fetch(incoming.popleft())
+            if transfer is not None:
+                self._fetched.append(transfer)
+        while self._fetched and self._fetched[0].move.layer <= layer:
+            self._kv = self.transfers.land(self._kv, self._fetched.popleft())
 
     def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: SamplingRows | None):
         """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured."""
@@ -108,7 +151,12 @@ class JaxExecutor:
                 if captured is not None:
                     logits[batch.plan_rows] = np.asarray(captured)[batch.head_rows]
         start, self._last_end = max(ticket.start, self._last_end), self.clock.now()
-        return StepResult(tokens, logits, start, self._last_end)
+        copies = self.transfers.take_ended() if self.transfers else ()
+        return StepResult(tokens, logits, start, self._last_end, copies)
+
+    def wait_for_copies(self) -> tuple[Copy, ...]:
+        """Waits until a copy has ended; there must be one in flight."""
+        return cast(Transfers, self.transfers).take_ended(wait=True)
 
     def _apply_deltas(self, deltas: np.ndarray) -> None:
         at = 0
@@ -142,10 +190,12 @@ class JaxExecutor:
         jax.block_until_ready(self._last_tokens)
 
     def warm_up_deltas(self) -> None:
-        """Compiles the page-table scatters."""
+        """Compiles the page-table scatters and the copies."""
         for size in DELTA_SIZES:
             part = self._put(np.full((size, 4), -1, np.int32))
             self._table = self.programs.apply_deltas(self._table, part)
+        if self.transfers is not None:
+            self._kv = self.transfers.warm_up(self._kv)
         jax.block_until_ready(self._table)
 
 

@@ -43,6 +43,7 @@ class Bucket(NamedTuple):
         return {
             "row_slot": self.rows,
             "row_position": self.rows,  # of the input token; -1 = padding
+            "row_token": self.rows,  # the input token; FROM_DEVICE = the last one sampled into the slot
             "tile_slot": self.tiles,
             "tile_start": self.tiles,  # position of the tile's first token
             "tile_length": self.tiles,  # valid tokens; 0 = padding
@@ -92,16 +93,17 @@ class Packer:
         packed = np.zeros(sum(bucket.sections().values()), np.int32)
         part = bucket.unpack(packed)
         part["row_position"][:] = -1
+        part["row_token"][:] = FROM_DEVICE
         part["out_slot"][:] = self.num_slots
         part["out_forced"][:] = -1
         return packed
 
     def pack(self, plan: Plan) -> list[SubBatch]:
         """The plan's sub-batches, in the order in which each layer runs them."""
-        decode = np.stack([plan.decode_slots, plan.decode_positions], 1)  # [B, 2]
+        decode = np.stack([plan.decode_slots, plan.decode_positions, plan.decode_tokens], 1)  # [B, 3]
         tiles, num_rows = self._tiles(plan), len(decode)
         if self.deterministic:
-            ones = [(int(s), int(p), np.array([FROM_DEVICE], np.int32), i) for i, (s, p) in enumerate(decode)]
+            ones = [(int(s), int(p), t, i) for i, (s, p, *t) in enumerate(decode)]
             tiles, decode = ones + tiles, decode[:0]
         batches = []
         if len(decode) and not tiles:
@@ -131,7 +133,8 @@ class Packer:
         packed = self.padding(bucket)
         part = bucket.unpack(packed)  # views
         n = len(decode)
-        part["row_slot"][:n], part["row_position"][:n], part["out_slot"][:n] = decode[:, 0], decode[:, 1], decode[:, 0]
+        part["row_slot"][:n], part["row_position"][:n], part["row_token"][:n] = decode.T
+        part["out_slot"][:n] = decode[:, 0]
         head_rows, plan_rows = list(range(n)), list(range(n))
         tokens = part["tile_tokens"].reshape(bucket.tiles, bucket.tile)
         for t, (slot, start, ids, row) in enumerate(tiles):

@@ -6,10 +6,16 @@ parks layers expands it (issue "LayerKV"). No JAX here.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from engine.errors import OutOfPages
+from engine.memory.host import HostTier, Owner
+from engine.memory.moves import Copy, Move
 from engine.memory.pages import PagePool
+
+NOT_WANTED = -1
 
 
 class PagedStore:
@@ -17,8 +23,10 @@ class PagedStore:
 
     view = "paged"
 
-    def __init__(self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int):
-        self.pool = pool
+    def __init__(
+        self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int, host: HostTier | None = None
+    ):
+        self.pool, self.host = pool, host
         self.page_size = page_size  # S
         self.num_slots = num_slots
         self.num_pages = pool.num_pages
@@ -29,6 +37,7 @@ class PagedStore:
         self.mapped = np.zeros(num_slots, np.int32)  # pages of each layer, by slot
         self._slots = list(range(num_slots - 1, -1, -1))
         self._deltas: list[np.ndarray] = []
+        self._moves: list[Move] = []
         self._layers = np.arange(pool.num_layers, dtype=np.int32)
 
     @property
@@ -103,6 +112,67 @@ class PagedStore:
         self.mapped[slot] = 0
         self._slots.append(slot)
 
+    def can_swap_out(self, slot: int) -> bool:
+        """Whether the host tier can take all pages of a sequence now."""
+        return self.host is not None and self.host.fits(int(self.mapped[slot]) * self.pool.num_layers)
+
+    def swap_out(self, slot: int, owner: Owner) -> None:
+        """Moves a sequence to the host, tail pages too, one block per layer, and closes its slot. Its pages are free
+        at once: whoever reuses them runs after the gather.
+
+        Raises:
+          OutOfPages: the host tier is full, or there is none; nothing was moved.
+        """
+        n = int(self.mapped[slot])
+        if not self.can_swap_out(slot):
+            raise OutOfPages(f"{n} pages of each layer do not fit the host tier")
+        host = cast(HostTier, self.host)
+        for layer, pages in enumerate(self.table[slot, :, :n].copy()):
+            self._moves.append(Move(True, host.store(layer, [(owner, 0, n)]), layer, pages))
+        self.close(slot)
+
+    def can_swap_in(self, owner: Owner, num_tokens: int, reserve: int = 0) -> bool:
+        """Whether a swapped sequence has landed on the host and fits the device with `num_tokens` tokens."""
+        return cast(HostTier, self.host).landed(owner) and self.fits(num_tokens, reserve)
+
+    def swap_in(self, owner: Owner, num_tokens: int) -> int:
+        """Maps `num_tokens` tokens for a swapped sequence and brings its pages back. Returns its slot.
+
+        Raises:
+          OutOfPages: no slot or not enough pages; it stays on the host.
+        """
+        slot, host = self.open(num_tokens), cast(HostTier, self.host)
+        for layer in range(self.pool.num_layers):
+            for e in host.extents(owner, layer):
+                host.begin_fetch(e.block, owner)
+                pages = np.full(host.blocks[e.block].num_pages, NOT_WANTED, np.int32)
+                pages[e.offset : e.offset + e.end - e.start] = self.table[slot, layer, e.start : e.end]
+                self._moves.append(Move(False, e.block, layer, pages))
+        host.drop(owner)
+        return slot
+
+    def forget(self, owner: Owner) -> None:
+        """A swapped sequence is gone: its pages on the host die."""
+        cast(HostTier, self.host).drop(owner)
+
+    @property
+    def copies_in_flight(self) -> bool:
+        """Whether a move of an earlier plan has not ended."""
+        return self.host is not None and self.host.busy
+
+    def copied(self, copy: Copy) -> list[Owner]:
+        """A move has ended. Returns the owners whose KV is lost with it, if it failed."""
+        return cast(HostTier, self.host).copied(copy.block, copy.out, copy.ok)
+
+    def take_freed_blocks(self) -> tuple[int, ...]:
+        """Host blocks freed since the last call."""
+        return self.host.take_freed() if self.host else ()
+
+    def take_moves(self) -> tuple[Move, ...]:
+        """Copies decided since the last call."""
+        moves, self._moves = tuple(self._moves), []
+        return moves
+
     def take_deltas(self) -> np.ndarray:
         """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
         deltas, self._deltas = self._deltas, []
@@ -125,6 +195,8 @@ class PagedStore:
     def check(self) -> None:
         """Asserts every invariant: pool, slots, owners = references, no page of a layer in another layer's chunk."""
         self.pool.check()
+        if self.host is not None:
+            self.host.check()
         held = np.flatnonzero(self.mapped)
         assert sorted([*held.tolist(), *self._slots]) == list(range(self.num_slots)), "slots leaked"
         owners = np.zeros_like(self.pool.refcount)

@@ -10,6 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.memory.host import Owner
+from engine.memory.moves import Copy, Move
+
 
 class KVStore(Protocol):
     """What a scheduler may ask of KV memory."""
@@ -55,6 +58,43 @@ class KVStore(Protocol):
 
     def close(self, slot: int) -> None:
         """Unmaps a sequence; its slot and its unshared pages are free."""
+        ...
+
+    def can_swap_out(self, slot: int) -> bool:
+        """Whether the host tier can take all pages of a sequence now."""
+        ...
+
+    def swap_out(self, slot: int, owner: Owner) -> None:
+        """Moves a sequence to the host under a name and closes its slot. Raises OutOfPages."""
+        ...
+
+    def can_swap_in(self, owner: Owner, num_tokens: int, reserve: int = 0) -> bool:
+        """Whether a swapped sequence has landed on the host and fits the device with so many tokens."""
+        ...
+
+    def swap_in(self, owner: Owner, num_tokens: int) -> int:
+        """Brings a swapped sequence back and returns its slot. Raises OutOfPages."""
+        ...
+
+    def forget(self, owner: Owner) -> None:
+        """A swapped sequence is gone: its pages on the host die."""
+        ...
+
+    @property
+    def copies_in_flight(self) -> bool:
+        """Whether a move of an earlier plan has not ended."""
+        ...
+
+    def copied(self, copy: Copy) -> list[Owner]:
+        """A move has ended. Returns the owners whose KV is lost with it, if it failed."""
+        ...
+
+    def take_moves(self) -> tuple[Move, ...]:
+        """Moves decided since the last call."""
+        ...
+
+    def take_freed_blocks(self) -> tuple[int, ...]:
+        """Host blocks freed since the last call."""
         ...
 
     def take_deltas(self) -> np.ndarray:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.memory.moves import Copy, Move
+
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
@@ -33,12 +35,15 @@ class Plan:
     """One step. Sampled rows (R) are the decode rows, then the prefills that sample, in this order."""
 
     step: int
-    decode_slots: np.ndarray  # int32 [B]; their input token is the last one sampled into the slot
+    decode_slots: np.ndarray  # int32 [B]
+    decode_tokens: np.ndarray  # int32 [B]: their input token; -1 = the last one sampled into the slot
     decode_positions: np.ndarray  # int32 [B]: position of that token = tokens in the cache before the step
     prefills: tuple[Prefill, ...]
     deltas: np.ndarray  # int32 [n, 4] page-table changes: layer, slot, index, page
     sampling: SamplingRows | None  # None: every row greedy
     forced: np.ndarray | None  # int32 [R]: teacher forcing, -1 = take the sampled token; None: nowhere
+    moves: tuple[Move, ...] = ()  # all outs before the step writes anything, each in before its layer is read
+    freed_blocks: tuple[int, ...] = ()  # host blocks that nobody will ask for any more
     num_preempted: int = 0
     repeat: int = 1  # this and the next repeat - 1 steps are identical decodes (the virtual clock fast-forwards)
 
@@ -61,7 +66,7 @@ class Plan:
     @property
     def empty(self) -> bool:
         """True when there is nothing to run."""
-        return not self.prefills and not len(self.decode_slots)
+        return not self.prefills and not len(self.decode_slots) and not self.moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +77,4 @@ class StepResult:
     logits: np.ndarray | None  # float32 [R, V] with capture_logits
     start: float  # seconds on the engine's clock: submitted, and the step before it ended
     end: float  # collected
+    copies: tuple[Copy, ...] = ()  # moves known to have ended since the last result, of any step

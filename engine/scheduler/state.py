@@ -16,7 +16,8 @@ from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill, SamplingRows
 
-EMPTY = Plan(0, np.empty(0, np.int32), np.empty(0, np.int32), (), np.empty((0, 4), np.int32), None, None)
+NOBODY = np.empty(0, np.int32)
+FROM_DEVICE = -1  # input token of a decode row: the last one sampled into its slot
 
 
 class SchedulerState:
@@ -30,11 +31,13 @@ class SchedulerState:
         n = store.num_slots
         self.store = store
         self.waiting: deque[Request] = deque()
+        self.swapped: deque[Request] = deque()  # preempted with their KV on the host
         self.running = np.empty(0, np.int32)  # slots, oldest admission first
         self.requests: list[Request | None] = [None] * n
         self.length = np.zeros(n, np.int32)  # tokens: prompt, and output with what planned steps will sample
         self.cached = np.zeros(n, np.int32)  # tokens whose KV is written, or will be by planned steps
         self.prefill_length = np.zeros(n, np.int32)  # tokens to prefill: the prompt, and what was produced before
+        self._input = np.full(n, FROM_DEVICE, np.int32)  # input token of the next decode when the host has to give it
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
         self.prompt_length = np.zeros(n, np.int32)
         self.temperature = np.zeros(n, np.float32)
@@ -53,17 +56,34 @@ class SchedulerState:
         """
         assert request.in_flight == 0, "a policy may not admit what it preempted in the same plan"
         slot = self.store.open(request.num_tokens if num_tokens is None else num_tokens)
+        self._seat(request, slot, cached=0)
+        return slot
+
+    def swap_in(self, request: Request) -> int:
+        """Brings a swapped request's KV back, with a page for its next token; it decodes at once. Returns its slot.
+
+        Raises:
+          OutOfPages: test `store.can_swap_in` first.
+        """
+        assert request.in_flight == 0
+        slot = self.store.swap_in(request.id, request.num_tokens)
+        self.swapped.remove(request)
+        self._seat(request, slot, request.cached)
+        self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
+        return slot
+
+    def _seat(self, request: Request, slot: int, cached: int) -> None:
         p = request.params
         request.slot, request.phase = slot, Phase.RUNNING
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
-        self.cached[slot] = 0
-        self.length[slot] = self.prefill_length[slot] = request.num_tokens
+        self.cached[slot], self.length[slot] = cached, request.num_tokens
+        # All but the newest token cached: it decodes. Less: the rest is prefilled.
+        self.prefill_length[slot] = cached if cached == request.num_tokens - 1 else request.num_tokens
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.temperature[slot], self.top_k[slot], self.top_p[slot] = p.temperature, p.top_k, p.top_p
         self.seed[slot], self.forced[slot] = request.seed, bool(p.forced_tokens)
-        return slot
 
     def prefill(self, slot: int, num_tokens: int | None = None) -> Prefill:
         """The next `num_tokens` tokens to prefill of a sequence (None: all that are left). Their pages are mapped."""
@@ -89,29 +109,61 @@ class SchedulerState:
 
         Steps in flight may still read and write them; whatever reuses them runs after these steps on the device.
         """
-        self.running = self.running[self.running != slot]
+        request = self.requests[slot]
+        assert request is not None
         self.store.close(slot)
-        request = self.requests[slot]
-        assert request is not None
-        request.slot, self.requests[slot] = -1, None
+        self._unseat(request)
 
-    def preempt(self, slot: int) -> None:
-        """Drops a running sequence's KV; it goes to the head of the queue and will be recomputed."""
+    def _unseat(self, request: Request) -> None:
+        self.running = self.running[self.running != request.slot]
+        self.requests[request.slot] = None
+        request.slot = -1
+
+    def preempt(self, slot: int, swap: bool = False) -> None:
+        """Takes a running sequence's pages away. `swap`: its KV goes to the host if that has room; otherwise it is
+        dropped and recomputed, from the head of the queue."""
         request = self.requests[slot]
         assert request is not None
-        self.release(slot)
-        request.phase = Phase.WAITING
         request.num_preemptions += 1
         self._preempted += 1
-        self.waiting.appendleft(request)
+        if swap and self.store.can_swap_out(slot):
+            request.cached = int(self.cached[slot])
+            self.store.swap_out(slot, request.id)
+            self._unseat(request)
+            request.phase = Phase.SWAPPED
+            self.swapped.append(request)
+        else:
+            self.release(slot)
+            request.phase = Phase.WAITING
+            self.waiting.appendleft(request)
+
+    def drop(self, request: Request) -> None:
+        """Forgets a request that has ended, whatever it holds."""
+        if request.phase is Phase.RUNNING:
+            self.release(request.slot)
+        elif request.phase is Phase.SWAPPED:
+            self.swapped.remove(request)
+            self.store.forget(request.id)
+        else:
+            self.waiting.remove(request)
+
+    def lose(self, request: Request) -> None:
+        """A copy of the request's KV failed: it is recomputed, and rows in flight do not count."""
+        request.lost += 1
+        request.in_flight = 0
+        if request.phase is Phase.RUNNING:
+            self.preempt(request.slot)
+        elif request.phase is Phase.SWAPPED:
+            self.swapped.remove(request)
+            request.phase = Phase.WAITING
+            self.waiting.appendleft(request)
 
     def make_plan(self, decode: np.ndarray, prefills: list[Prefill]) -> Plan:
         """Packs a decision into a `Plan`. `decode`: slots whose last token's KV is written by this step; their pages
         are mapped already."""
-        if not len(decode) and not prefills:
-            return EMPTY
-        positions = self.cached[decode]
+        positions, tokens = self.cached[decode], self._input[decode]
         self.cached[decode] += 1
+        self._input[decode] = FROM_DEVICE
         for prefill in prefills:
             self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
@@ -123,9 +175,12 @@ class SchedulerState:
         return Plan(
             step=self.step,
             decode_slots=decode,
+            decode_tokens=tokens,
             decode_positions=positions,
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
+            moves=self.store.take_moves(),
+            freed_blocks=self.store.take_freed_blocks(),
             sampling=self._sampling(rows, index),
             forced=self._forced(rows, index),
             num_preempted=num_preempted,
@@ -164,3 +219,4 @@ class SchedulerState:
             prefilling = self.cached[slot] < self.prefill_length[slot]
             assert prefilling or self.cached[slot] == self.length[slot] - 1
         assert all(r.slot == -1 and r.phase is Phase.WAITING for r in self.waiting)
+        assert all(r.slot == -1 and r.phase is Phase.SWAPPED for r in self.swapped)

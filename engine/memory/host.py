@@ -1,0 +1,148 @@
+"""The host tier's books: immutable blocks of one layer, whose pages they hold, and when a block may go. No JAX here.
+
+A block is what one (step, layer) copied out. It lists the page ranges of the sequences in it and is freed when its last
+page has no owner and no copy reads or writes it any more; it never changes meanwhile, so a copy needs no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from engine.errors import OutOfPages
+
+Owner = Hashable  # whoever the pages belong to: a request's id
+
+
+class Extent(NamedTuple):
+    """Pages [start, end) of an owner in one layer lie in a block from page `offset` on."""
+
+    block: int
+    offset: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class HostBlock:
+    """Pages of one layer that left the device together."""
+
+    layer: int
+    num_pages: int
+    copies: int = 1  # in flight, in either direction: the one that fills it is the first
+    landed: bool = False
+    owners: dict[Owner, int] = field(default_factory=dict)  # live pages by owner
+    fetchers: list[Owner] = field(default_factory=list)  # for whom copies back are in flight, in their order
+
+
+class HostTier:
+    """Books of the host tier, `capacity` pages over all layers."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.used = self.peak = 0  # pages, until their block is freed
+        self.blocks: dict[int, HostBlock] = {}
+        self._extents: dict[Owner, dict[int, list[Extent]]] = {}  # by layer
+        self._copies = 0  # in flight
+        self._next = 0
+        self._freed: list[int] = []
+
+    @property
+    def busy(self) -> bool:
+        """True while a copy is in flight."""
+        return self._copies > 0
+
+    def fits(self, num_pages: int) -> bool:
+        """Whether so many pages can be stored now."""
+        return self.used + num_pages <= self.capacity
+
+    def store(self, layer: int, parts: Sequence[tuple[Owner, int, int]]) -> int:
+        """Makes a block of pages [start, end) of each (owner, start, end), in this order; its copy is in flight.
+
+        Returns its id.
+
+        Raises:
+          OutOfPages: they do not fit; nothing was stored.
+        """
+        total = sum(end - start for _, start, end in parts)
+        if not self.fits(total):
+            raise OutOfPages(f"{total} pages for a host tier that has {self.capacity - self.used} of {self.capacity}")
+        block_id, offset = self._next, 0
+        self._next += 1
+        block = self.blocks[block_id] = HostBlock(layer, total)
+        for owner, start, end in parts:
+            self._extents.setdefault(owner, {}).setdefault(layer, []).append(Extent(block_id, offset, start, end))
+            block.owners[owner] = block.owners.get(owner, 0) + end - start
+            offset += end - start
+        self._copies += 1
+        self.used += total
+        self.peak = max(self.peak, self.used)
+        return block_id
+
+    def holds(self, owner: Owner) -> bool:
+        """Whether the owner has pages here."""
+        return owner in self._extents
+
+    def extents(self, owner: Owner, layer: int) -> list[Extent]:
+        """Where the owner's pages of a layer are, in the order they came."""
+        return self._extents[owner].get(layer, [])
+
+    def landed(self, owner: Owner) -> bool:
+        """Whether all of the owner's pages can be fetched."""
+        return all(self.blocks[e.block].landed for layer in self._extents[owner].values() for e in layer)
+
+    def begin_fetch(self, block_id: int, owner: Owner) -> None:
+        """A copy back to the device reads the block from now on, until `copied`."""
+        block = self.blocks[block_id]
+        if not block.landed:
+            raise RuntimeError(f"host block {block_id} is fetched before its copy has landed")
+        block.copies += 1
+        block.fetchers.append(owner)
+        self._copies += 1
+
+    def drop(self, owner: Owner) -> None:
+        """The owner's pages die. Nothing happens when it has none."""
+        for block_id in {e.block for layer in self._extents.pop(owner, {}).values() for e in layer}:
+            del self.blocks[block_id].owners[owner]
+            self._free_if_dead(block_id)
+
+    def copied(self, block_id: int, out: bool, ok: bool) -> list[Owner]:
+        """A copy ended. Returns the owners whose KV is lost with it when it failed; their pages here are dropped."""
+        block = self.blocks[block_id]
+        block.copies -= 1
+        self._copies -= 1
+        lost = list(block.owners) if out else [block.fetchers.pop(0)]
+        if ok:
+            block.landed, lost = True, []
+        for owner in lost:
+            self.drop(owner)
+        self._free_if_dead(block_id)
+        return lost
+
+    def _free_if_dead(self, block_id: int) -> None:
+        block = self.blocks.get(block_id)
+        if block and not block.owners and not block.copies:
+            del self.blocks[block_id]
+            self.used -= block.num_pages
+            self._freed.append(block_id)
+
+    def take_freed(self) -> tuple[int, ...]:
+        """Blocks freed since the last call: whoever holds their bytes lets them go."""
+        freed, self._freed = tuple(self._freed), []
+        return freed
+
+    def check(self) -> None:
+        """Asserts every invariant (debug mode and tests)."""
+        assert self.used == sum(b.num_pages for b in self.blocks.values()) <= self.capacity, "host pages leaked"
+        owned: dict[tuple[int, Owner], int] = {}
+        for owner, layers in self._extents.items():
+            for layer, extents in layers.items():
+                for e in extents:
+                    assert self.blocks[e.block].layer == layer, "an extent lies in another layer's block"
+                    assert 0 <= e.offset <= self.blocks[e.block].num_pages - (e.end - e.start), "an extent is outside"
+                    owned[e.block, owner] = owned.get((e.block, owner), 0) + e.end - e.start
+        listed = {(i, owner): n for i, b in self.blocks.items() for owner, n in b.owners.items()}
+        assert owned == listed, "blocks and owners disagree"
+        assert self._copies == sum(b.copies for b in self.blocks.values()), "copies in flight are miscounted"
+        assert all(b.owners or b.copies for b in self.blocks.values()), "a dead block was kept"

@@ -1,0 +1,30 @@
+"""Moves between the device tier and the host tier, as values. No JAX here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Pages of one layer that go to the host in one block, or come back from it."""
+
+    out: bool  # True: device to host
+    block: int  # id of the host block
+    layer: int
+    pages: np.ndarray  # int32 [n] on the device: page i of the block comes from it, or goes there; -1 = not wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A move that has ended. Times are seconds on the engine's clock."""
+
+    out: bool
+    block: int
+    layer: int
+    ok: bool
+    num_bytes: int
+    start: float
+    end: float
