@@ -23,13 +23,14 @@ def gather_pages(arena: KVArena, pages) -> KVBlock:
 
 def scatter_pages(arena: KVArena, pages, block: KVBlock) -> KVArena:
     """See api.py."""
-    k, v, pages = on_host(arena.k, arena.v, pages)
-    written = [x.copy() for x in (k, v)]
+    (pages,) = on_host(pages)
+    written = [x.copy() for x in on_host(arena.k, arena.v)]
     for x, new in zip(written, on_host(*block), strict=True):
         for i, page in enumerate(pages):
             if ZERO_PAGE < page < arena.num_pages:
                 x[page] = new[i]
-    return KVArena(*map(jnp.asarray, written), arena.spec)
+    k, v = map(jnp.asarray, written)
+    return KVArena(k, v, arena.spec)
 
 
 def copy_pages(arena: KVArena, src, dst) -> KVArena:

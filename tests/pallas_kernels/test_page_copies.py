@@ -28,6 +28,7 @@ def test_they_need_no_memory_that_grows_with_the_arena(dtype):
         arena = init_arena(KVSpec(16, 2, 64, dtype), num_pages)
         written = function is not gather_pages
         used = jax.jit(function, donate_argnums=0 if written else ()).lower(arena, *args).compile().memory_analysis()
+        assert used is not None
         assert used.alias_size_in_bytes == written * num_pages * arena.spec.page_bytes
         return used.temp_size_in_bytes
 
