@@ -170,9 +170,7 @@ class SchedulerConfig:
         t = self.max_num_batched_tokens
         _require(t is None or t >= 1, f"max_num_batched_tokens must be >= 1, got {t}")
         _require(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")
-        _require(
-            self.preemption in PREEMPTIONS, f"preemption {self.preemption!r}; known: {', '.join(PREEMPTIONS)}"
-        )
+        _require(self.preemption in PREEMPTIONS, f"preemption {self.preemption!r}; known: {', '.join(PREEMPTIONS)}")
 
 
 @dataclass(frozen=True)

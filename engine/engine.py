@@ -12,10 +12,10 @@ import numpy as np
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
+from engine.memory.moves import Copy
 from engine.metrics import StepRecord, TransferAccount
 from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
-from engine.memory.moves import Copy
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.policy import make_policy
 from engine.scheduler.state import SchedulerState
@@ -255,6 +255,8 @@ class Engine:
             return False
         if unmapped is not None:
             unmapped[plan.deltas[:, 3]] = True
+            for move in plan.moves:
+                unmapped[move.pages] &= not move.out  # still to be read
             self.executor.poison(unmapped)
         rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
         for request, _ in rows:

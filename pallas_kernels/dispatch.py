@@ -1,7 +1,8 @@
 """Which implementation of a kernel runs.
 
-A backend is one file, `pallas_kernels/<kernel>/<backend>.py`, holding a function named as the kernel. To add one, write
-the file, add its name to the kernel's `backends` in `api.py` and, when it should be used unasked, to `DEFAULTS`.
+A backend is one file, `pallas_kernels/<folder>/<backend>.py`, holding a function named as the kernel; the folder is
+named so too, unless related kernels share one. To add a backend, write the file, add its name to the kernel's
+`backends` in `api.py` and, when it should be used unasked, to `DEFAULTS`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Kernel:
 
     name: str
     backends: tuple[str, ...]
+    folder: str = ""  # of its files; "": the name
 
     def resolve(self, backend: str | None) -> Callable[..., Any]:
         """The implementation: of `backend`, or of the platform's default for None.
@@ -35,7 +37,7 @@ class Kernel:
         chosen = DEFAULTS[jax.default_backend()] if backend is None else backend
         if chosen not in self.backends:
             raise ConfigError(f"{self.name} has no backend {chosen!r}; known: {', '.join(self.backends)}")
-        return getattr(importlib.import_module(f"pallas_kernels.{self.name}.{chosen}"), self.name)
+        return getattr(importlib.import_module(f"pallas_kernels.{self.folder or self.name}.{chosen}"), self.name)
 
     def check(self, backend: str | None) -> None:
         """Raises ConfigError unless the backend exists and runs inside jit: for whoever compiles later."""

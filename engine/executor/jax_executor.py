@@ -104,8 +104,9 @@ class JaxExecutor:
         """Starts the plan's copies out, before anything of the step is written. Returns its copies in, by layer."""
         if self.transfers is None:
             return deque()
-        out, incoming = [m for m in plan.moves if m.out], sorted(
-            (m for m in plan.moves if not m.out), key=lambda m: m.layer
+        out, incoming = (
+            [m for m in plan.moves if m.out],
+            sorted((m for m in plan.moves if not m.out), key=lambda m: m.layer),
         )
         self.transfers.expect(out + incoming)
         for move in out:

@@ -2,8 +2,8 @@
 
 A block leaves as gathered pages in a few arrays of fixed sizes, so there are few programs and little padding. Order on
 the device is the order of dispatch: a gather reads what the steps before it wrote and is done before a later step
-reuses its pages, a scatter comes before the programs that read it. JAX tells nobody when a copy ends, so each lane has a
-thread that waits for its copies in turn, paces them to `link_gbs`, and stamps them.
+reuses its pages, a scatter comes before the programs that read it. JAX tells nobody when a copy ends, so each lane has
+a thread that waits for its copies in turn, paces them to `link_gbs`, and stamps them.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Transfers:
         self._scatter = jax.jit(scatter_pages, donate_argnums=0)
 
     def expect(self, moves: list[Move]) -> None:
-        """These moves are going to be started by `send` and `fetch`, in this order; `abandon` fails those that were not."""
+        """`send` and `fetch` are going to start these moves, in this order; `abandon` fails those they did not."""
         self._expected = list(moves)
 
     def abandon(self) -> None:

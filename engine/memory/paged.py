@@ -23,9 +23,7 @@ class PagedStore:
 
     view = "paged"
 
-    def __init__(
-        self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int, host: HostTier | None = None
-    ):
+    def __init__(self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int, host: HostTier | None = None):
         self.pool, self.host = pool, host
         self.page_size = page_size  # S
         self.num_slots = num_slots
@@ -36,7 +34,7 @@ class PagedStore:
         self.table = np.zeros((num_slots, pool.num_layers, self.table_width), np.int32)
         self.mapped = np.zeros(num_slots, np.int32)  # pages of each layer, by slot
         self._slots = list(range(num_slots - 1, -1, -1))
-        self._deltas: list[np.ndarray] = []
+        self._growth: list[tuple[int, int, int]] = []  # (slot, first index, pages) mapped since the last deltas
         self._moves: list[Move] = []
         self._layers = np.arange(pool.num_layers, dtype=np.int32)
 
@@ -71,8 +69,7 @@ class PagedStore:
         """
         if not self._slots:
             raise OutOfPages(f"all {self.num_slots} slots are held")
-        slot = self._slots[-1]
-        self.grow(np.array([slot], np.int32), np.array([num_tokens]))
+        self._grow_one(self._slots[-1], num_tokens)
         return self._slots.pop()
 
     def lacking(self, slots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -90,19 +87,30 @@ class PagedStore:
         Raises:
           OutOfPages: they do not fit together; nothing was mapped.
         """
+        if len(slots) == 1:
+            return self._grow_one(slots.item(), lengths.item())
         lacking = self.lacking(slots, lengths)
         total = int(lacking.sum())
         if total == 0:
             return
-        pages = self.pool.allocate(total).reshape(-1, total)  # [L, total]
-        slot = np.repeat(slots, lacking)
-        within = np.arange(total) - np.repeat(np.cumsum(lacking) - lacking, lacking)
-        index = self.mapped[slot] + within
-        self.table[slot, :, index] = pages.T
-        self.mapped[slots] += lacking.astype(np.int32)
-        delta = np.empty((self.pool.num_layers, total, 4), np.int32)
-        delta[..., 0], delta[..., 1], delta[..., 2], delta[..., 3] = self._layers[:, None], slot, index, pages
-        self._deltas.append(delta.reshape(-1, 4))
+        ids = self.pool.allocate(total).reshape(-1, total)
+        some, at = np.flatnonzero(lacking), 0
+        for slot, pages in zip(slots[some].tolist(), lacking[some].tolist(), strict=True):
+            self._map(slot, ids[:, at : at + pages])
+            at += pages
+
+    def _grow_one(self, slot: int, num_tokens: int) -> None:
+        """`grow` of one sequence, without the arrays that would take most of its time."""
+        pages = self.pages_for(num_tokens) - self.mapped.item(slot)
+        if pages > 0:
+            self._map(slot, self.pool.allocate(pages).reshape(-1, pages))
+
+    def _map(self, slot: int, ids: np.ndarray) -> None:
+        """Appends pages [L, n] to a slot. The delta is only noted: `take_deltas` reads it from the table."""
+        first, pages = self.mapped.item(slot), ids.shape[1]
+        self.table[slot, :, first : first + pages] = ids
+        self.mapped[slot] = first + pages
+        self._growth.append((slot, first, pages))
 
     def close(self, slot: int) -> None:
         """Unmaps a sequence: its slot and its unshared pages are free at once."""
@@ -175,16 +183,19 @@ class PagedStore:
 
     def take_deltas(self) -> np.ndarray:
         """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
-        deltas, self._deltas = self._deltas, []
-        if not deltas:
+        growth, self._growth = self._growth, []
+        if not growth:
             return np.empty((0, 4), np.int32)
-        if len(deltas) == 1:
-            return deltas[0]
-        merged = np.concatenate(deltas)
-        # A slot closed and opened again in one step has an entry twice; both must say what holds now, because a
-        # device scatter promises no order.
-        merged[:, 3] = self.table[merged[:, 1], merged[:, 0], merged[:, 2]]
-        return merged
+        slot, first, pages = np.array(growth, np.int32).T
+        ahead = np.cumsum(pages) - pages
+        total = int(pages.sum())
+        slot, index = np.repeat(slot, pages), np.repeat(first - ahead, pages) + np.arange(total)
+        deltas = np.empty((self.pool.num_layers, total, 4), np.int32)
+        deltas[..., 0], deltas[..., 1], deltas[..., 2] = self._layers[:, None], slot, index
+        # A slot closed and opened again between two calls has entries twice; both say what holds now, because a device
+        # scatter promises no order.
+        deltas[..., 3] = self.table[slot, :, index].T
+        return deltas.reshape(-1, 4)
 
     def unmapped_pages(self) -> np.ndarray:
         """Pages of the arena that no sequence maps and that are not reserved, bool [P]."""
@@ -199,12 +210,13 @@ class PagedStore:
             self.host.check()
         held = np.flatnonzero(self.mapped)
         assert sorted([*held.tolist(), *self._slots]) == list(range(self.num_slots)), "slots leaked"
-        owners = np.zeros_like(self.pool.refcount)
+        refcount = self.pool.refcount
+        owners = np.zeros_like(refcount)
         for slot in held:
             pages = self.table[slot, :, : self.mapped[slot]]  # [L, n]
             assert (pages > 0).all(), "a mapped entry points to the zero page"
-            assert (self.pool.owner[pages // self.pool.pages_per_chunk] == self._layers[:, None]).all(), (
-                "a page lies in another layer's chunk"
-            )
+            if self.pool.pages_per_chunk > 1:
+                layer = self.pool.owner[pages // self.pool.pages_per_chunk]
+                assert (layer == self._layers[:, None]).all(), "a page lies in another layer's chunk"
             np.add.at(owners, pages.ravel(), 1)
-        assert (owners == self.pool.refcount).all(), "reference counts and owners disagree"
+        assert (owners == refcount).all(), "reference counts and owners disagree"

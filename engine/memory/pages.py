@@ -3,9 +3,10 @@
 A **page** is `page_size` tokens of one layer (K and V), the unit of mapping. A **chunk** is `pages_per_chunk`
 neighbouring pages, the unit of ownership: it is bound to one layer while any of its pages is live, and free chunks are
 global. So any layer can use any memory, while each layer's KV stays physically dense (ours; the chunk is vTensor's
-physical chunk).
+physical chunk). With one page per chunk nothing need be bound: every free page serves every layer.
 
-Everything is vectorised over layers: cost does not multiply by L in Python. No JAX here.
+Costs, in pages: allocating writes nothing when C = 1 and one bit when C > 1; the reference count of a page is 1 unless
+it is shared, so only what is shared is counted. Everything is vectorised over layers. No JAX here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config import cdiv
-from engine.errors import OutOfPages
+from engine.memory.free_set import FreeSet
 
 
 class PagePool:
@@ -28,34 +29,40 @@ class PagePool:
         self.pages_per_chunk = pages_per_chunk  # C
         self.num_chunks = num_pages // pages_per_chunk
         self.num_pages = self.num_chunks * pages_per_chunk
-        chunks = self.num_chunks + 1  # with the reserved one
-        self.refcount = np.zeros(chunks * pages_per_chunk, np.int32)  # [P], 0 = free
-        self.owner = np.full(chunks, -1, np.int32)  # layer of each chunk, -1 = free
-        self._free_in_chunk = np.full(chunks, pages_per_chunk, np.int32)
-        self._partial = np.zeros(chunks, bool)  # owned chunks with free pages
+        self.arena_pages = self.num_pages + pages_per_chunk  # P: the reserved chunk included
+        self._free_chunks = FreeSet(self.num_chunks)
+        self._extra = np.zeros(self.arena_pages, np.int32)  # [P] owners of a page beyond its first
+        self._num_extra = 0  # the sum of them
+        # The rest is kept only when C > 1.
+        self.owner = np.full(self.num_chunks + 1, -1, np.int32)  # layer of each chunk, -1 = free
+        self._live = np.zeros((self.num_chunks + 1, pages_per_chunk), bool)  # pages with an owner
+        self._partial = np.zeros(self.num_chunks + 1, bool)  # owned chunks with free pages
         self._own_free = np.zeros(num_layers, np.int64)  # [L] free pages in chunks a layer owns
-        self._stack = np.arange(chunks - 1, 0, -1, dtype=np.int32)  # free chunks, last out first
-        self._top = self.num_chunks  # how many of them are there
-
-    @property
-    def arena_pages(self) -> int:
-        """P: pages of the arena, the reserved chunk included."""
-        return len(self.refcount)
 
     @property
     def num_free(self) -> int:
         """Pages no sequence maps, over all layers."""
-        return self._top * self.pages_per_chunk + int(self._own_free.sum())
+        return len(self._free_chunks) * self.pages_per_chunk + int(self._own_free.sum())
 
-    def _new_chunks(self, counts: np.ndarray | int) -> np.ndarray:
-        """Chunks each layer must take to give `counts` pages: ceil((need - free in own chunks) / C). [L]"""
+    @property
+    def refcount(self) -> np.ndarray:
+        """Owners of each page, int32 [P], 0 = free. Made from scratch: for tests and debug mode."""
+        return self._is_live(np.arange(self.arena_pages)) + self._extra
+
+    def _is_live(self, ids: np.ndarray) -> np.ndarray:
+        return ~self._free_chunks.contains(ids) if self.pages_per_chunk == 1 else self._live.reshape(-1)[ids]
+
+    def _new_chunks(self, counts: np.ndarray | int) -> int:
+        """Free chunks that `counts` pages take: the sum over layers of ceil((need - free in own chunks) / C)."""
+        if self.pages_per_chunk == 1:
+            return int(counts.sum()) if isinstance(counts, np.ndarray) else counts * self.num_layers
         lacking = np.maximum(counts - self._own_free, 0)
-        return lacking if self.pages_per_chunk == 1 else -(-lacking // self.pages_per_chunk)
+        return int((-(-lacking // self.pages_per_chunk)).sum())
 
     def fits(self, counts: np.ndarray | int, reserve: int = 0) -> bool:
         """Whether `counts` pages of every layer (or `counts[l]` of layer l) can be allocated with `reserve` pages
         left over. The one test of what fits; no policy does its own arithmetic."""
-        return int(self._new_chunks(counts).sum()) + cdiv(reserve, self.pages_per_chunk) <= self._top
+        return self._new_chunks(counts) + cdiv(reserve, self.pages_per_chunk) <= len(self._free_chunks)
 
     def allocate(self, counts: np.ndarray | int) -> np.ndarray:
         """Takes `counts[l]` pages for each layer l (an int: as many for every layer), fullest chunks first.
@@ -65,47 +72,60 @@ class PagePool:
         Raises:
           OutOfPages: they do not fit; nothing was taken.
         """
-        new = self._new_chunks(counts)
-        num_new = int(new.sum())
-        if num_new > self._top:
-            raise OutOfPages(f"{num_new} chunks wanted, {self._top} free")
-        chunks = self._stack[self._top - num_new : self._top][::-1].copy()
-        self._top -= num_new
-        self.owner[chunks] = np.repeat(np.arange(self.num_layers, dtype=np.int32), new)
+        chunks = self._free_chunks.take(self._new_chunks(counts))
         if self.pages_per_chunk == 1:
-            ids = chunks
-        else:
-            self._free_in_chunk[chunks] = self.pages_per_chunk
-            self._partial[chunks] = True
-            self._own_free += new * self.pages_per_chunk
-            ids = self._take_from_own(np.broadcast_to(np.asarray(counts, np.int64), (self.num_layers,)))
-        self.refcount[ids] = 1
-        return ids
+            return chunks
+        counts = np.broadcast_to(np.asarray(counts, np.int64), (self.num_layers,))
+        own = np.minimum(counts, self._own_free)  # from chunks that the layers have already
+        if len(chunks) == 0:
+            return self._take_from_own(own)
+        if not own.any():
+            return self._take_from_new(counts, chunks)
+        ids = np.concatenate([self._take_from_own(own), self._take_from_new(counts - own, chunks)])
+        layer = np.repeat(np.tile(np.arange(self.num_layers), 2), np.concatenate([own, counts - own]))
+        return ids[np.argsort(layer, kind="stable")]
 
     def _take_from_own(self, counts: np.ndarray) -> np.ndarray:
         """Pages out of chunks that the layers own already, fullest first. counts [L] -> ids, layer after layer."""
         c = self.pages_per_chunk
         chunks = np.flatnonzero(self._partial)
-        # A chunk's key: its layer, then how many free pages it has.
-        chunks = chunks[np.argsort(self.owner[chunks] * (c + 1) + self._free_in_chunk[chunks], kind="stable")]
-        layer, free = self.owner[chunks], self._free_in_chunk[chunks].astype(np.int64)
-        before = np.cumsum(free) - free  # free pages in chunks ahead, all layers
+        free = c - self._live[chunks].sum(1)
+        order = np.argsort(self.owner[chunks] * (c + 1) + free, kind="stable")  # by layer, then by free pages
+        chunks, free = chunks[order], free[order]
+        layer = self.owner[chunks]
+        ahead = np.cumsum(free) - free  # free pages in chunks ahead, all layers
         first = np.searchsorted(layer, np.arange(self.num_layers))  # of each layer
-        before -= before[np.minimum(first, len(before) - 1)][layer] if len(before) else 0
-        take = np.clip(counts[layer] - before, 0, free)
-        chunks, take = chunks[take > 0], take[take > 0]
-        is_free = self.refcount.reshape(-1, c)[chunks] == 0  # [chunks, C]
+        ahead -= ahead[first[layer]]
+        take = np.clip(counts[layer] - ahead, 0, free)
+        is_free = ~self._live[chunks]
         row, column = np.nonzero(is_free & (np.cumsum(is_free, 1) <= take[:, None]))
-        self._free_in_chunk[chunks] -= take.astype(np.int32)
-        self._partial[chunks] = self._free_in_chunk[chunks] > 0
+        self._live[chunks[row], column] = True
+        self._partial[chunks] = take < free
         self._own_free -= counts
         return (chunks[row] * c + column).astype(np.int32)
 
+    def _take_from_new(self, counts: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        """Pages out of `chunks`, just taken, layer after layer: whole ones, but for the last of each layer."""
+        c = self.pages_per_chunk
+        new = -(-counts // c)  # [L] chunks
+        self.owner[chunks] = np.repeat(np.arange(self.num_layers), new)
+        left = new * c - counts  # [L] pages that stay free in a layer's last chunk
+        last = np.cumsum(new)[left > 0] - 1
+        wanted = np.ones((len(chunks), c), bool)
+        wanted[last] = np.arange(c) < c - left[left > 0, None]
+        self._live[chunks] = wanted
+        self._partial[chunks[last]] = True
+        self._own_free += left
+        ids = chunks[:, None] * np.int32(c) + np.arange(c, dtype=np.int32)
+        return ids[wanted] if len(last) else ids.reshape(-1)
+
     def share(self, ids: np.ndarray) -> None:
         """Adds one owner to each live page. Raises RuntimeError when one of them is free."""
-        if len(ids) and self.refcount[ids].min() < 1:
-            raise RuntimeError(f"page {int(ids[self.refcount[ids].argmin()])} is shared but free")
-        np.add.at(self.refcount, ids, 1)
+        free = ~self._is_live(ids)
+        if free.any():
+            raise RuntimeError(f"page {int(ids[free][0])} is shared but free")
+        np.add.at(self._extra, ids, 1)
+        self._num_extra += len(ids)
 
     def free(self, ids: np.ndarray) -> np.ndarray:
         """Drops one owner of each page; a page without owners is free at once. Returns the ids that became free.
@@ -113,47 +133,55 @@ class PagePool:
         Raises:
           RuntimeError: a double free; nothing was changed.
         """
-        before = self.refcount[ids]
-        np.subtract.at(self.refcount, ids, 1)
-        after = self.refcount[ids]
-        if len(ids) and after.min() < 0:
-            np.add.at(self.refcount, ids, 1)
-            raise RuntimeError(f"double free of page {int(ids[after.argmin()])}")
-        freed = ids[after == 0]
-        if len(before) and before.max() > 1:
-            freed = np.unique(freed)
-        if self.pages_per_chunk == 1:
-            self._push(freed)
-            return freed
-        chunks, count = np.unique(freed // self.pages_per_chunk, return_counts=True)
-        self._free_in_chunk[chunks] += count.astype(np.int32)
-        np.add.at(self._own_free, self.owner[chunks], count)
-        empty = self._free_in_chunk[chunks] == self.pages_per_chunk
-        self._partial[chunks] = ~empty
-        np.subtract.at(self._own_free, self.owner[chunks[empty]], self.pages_per_chunk)
-        self._push(chunks[empty])
-        return freed
+        if self._num_extra == 0:
+            self._release(ids)
+            return ids
+        shared = self._extra[ids] > 0
+        pages, drops = np.unique(ids[shared], return_counts=True)
+        left = self._extra[pages] + 1 - drops  # owners
+        if (left < 0).any():
+            raise RuntimeError(f"double free of page {int(pages[left < 0][0])}")
+        last = np.concatenate([ids[~shared], pages[left == 0]])
+        self._release(last)
+        self._extra[pages] = np.maximum(left - 1, 0)
+        self._num_extra -= int(drops.sum() - (left == 0).sum())
+        return last
 
-    def _push(self, chunks: np.ndarray) -> None:
-        self._stack[self._top : self._top + len(chunks)] = chunks
-        self._top += len(chunks)
+    def _release(self, ids: np.ndarray) -> None:
+        """Frees pages with one owner. Raises RuntimeError as `free` does."""
+        c = self.pages_per_chunk
+        if c == 1:
+            return self._free_chunks.put(ids)
+        ids = np.sort(ids)
+        wrong = ~self._is_live(ids)
+        wrong[1:] |= ids[1:] == ids[:-1]
+        if wrong.any():
+            raise RuntimeError(f"double free of page {int(ids[wrong][0])}")
+        self._live.reshape(-1)[ids] = False
+        chunk = ids // c
+        self._own_free += np.bincount(self.owner[chunk], minlength=self.num_layers)
+        chunks = chunk[np.diff(chunk, prepend=-1) > 0]
+        empty = ~self._live[chunks].any(1)
+        self._partial[chunks] = ~empty
+        chunks = chunks[empty]
+        self._own_free -= c * np.bincount(self.owner[chunks], minlength=self.num_layers)
         self.owner[chunks] = -1
+        self._free_chunks.put(chunks)
 
     def check(self) -> None:
         """Asserts every invariant of the pool from scratch (debug mode and tests)."""
-        c = self.pages_per_chunk
-        live = self.refcount.reshape(-1, c) > 0
-        assert (self.refcount >= 0).all(), "negative reference count"
-        assert not live[0].any() and self.owner[0] == -1, "the reserved chunk is in use"
-        stack = self._stack[: self._top]
-        assert len(np.unique(stack)) == len(stack) and (self.owner[stack] == -1).all(), "free chunks are not free"
-        assert int((self.owner[1:] == -1).sum()) == self._top, "a chunk is neither owned nor free"
-        assert (live.any(1) == (self.owner >= 0)).all(), "owned chunks and live pages disagree"
+        c, refcount = self.pages_per_chunk, self.refcount
+        live = self._is_live(np.arange(self.arena_pages)).reshape(-1, c)
+        self._free_chunks.check()
+        assert (self._extra >= 0).all() and self._extra.sum() == self._num_extra, "extra owners are miscounted"
+        assert ((refcount > 0).reshape(-1, c) == live).all(), "a free page has owners"
+        assert not live[0].any(), "the reserved chunk is in use"
+        is_free = self._free_chunks.contains(np.arange(self.num_chunks + 1))
+        assert (live.any(1) != is_free).all(), "a chunk is neither free nor in use"
         if c > 1:
-            owned = self.owner >= 0
             free = c - live.sum(1)
-            assert (self._free_in_chunk[owned] == free[owned]).all(), "free pages of a chunk are miscounted"
-            assert (self._partial == (owned & (free > 0))).all(), "partial chunks are mislabelled"
-            own_free = np.bincount(self.owner[owned], free[owned], self.num_layers)
+            assert ((self.owner < 0) == is_free).all(), "owned chunks and live pages disagree"
+            assert (self._partial == (~is_free & (free > 0))).all(), "partial chunks are mislabelled"
+            own_free = np.bincount(self.owner[~is_free], free[~is_free], self.num_layers)
             assert (self._own_free == own_free).all(), "free pages of a layer are miscounted"
-        assert self.num_free + int((self.refcount > 0).sum()) == self.num_pages, "pages leaked"
+        assert self.num_free + int(live.sum()) == self.num_pages, "pages leaked"

@@ -31,20 +31,31 @@ def tiny_engine(
     policy: str = "vllm_v0",
     chunk: int = 1,
     max_batched_tokens: int | None = None,
+    host_pages: int = 0,
+    preemption: str = "recompute",
     **options,
 ) -> Engine:
-    """A real engine on CPU. `num_pages` per layer; NaN poison, debug checks and captured logits are on."""
+    """A real engine on CPU. `num_pages` and `host_pages` per layer; NaN poison, debug checks and captured logits are on."""
     defaults = {"debug_checks": True, "poison": True, "capture_logits": True, "query_tile": 16, "max_tiles": 4}
+    spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     config = EngineConfig(
-        cache=CacheConfig(page_size=page_size, num_pages=num_pages * model.num_layers, pages_per_chunk=chunk),
+        cache=CacheConfig(
+            page_size=page_size,
+            num_pages=num_pages * model.num_layers,
+            pages_per_chunk=chunk,
+            host_bytes=host_pages * model.num_layers * spec.page_bytes,
+        ),
         scheduler=SchedulerConfig(
-            policy=policy, max_num_seqs=max_num_seqs, watermark=0.0, max_num_batched_tokens=max_batched_tokens
+            policy=policy,
+            max_num_seqs=max_num_seqs,
+            watermark=0.0,
+            max_num_batched_tokens=max_batched_tokens,
+            preemption=preemption,
         ),
         compilation_cache_dir=None,
         **{**defaults, **options},
     )
     mesh = tensors.single_device_mesh()
-    spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     size = tensors.num_bytes(llama.definitions(model))
     memory = make_memory_plan(model, config, size, spec.page_bytes, mesh.devices.flat[0])
     return assemble(Engine, model, params(model), config, mesh, spec, memory)

@@ -1,4 +1,4 @@
-"""Attention and KV write inside shard_map, kv heads over the mesh axis `tensor`: two CPU devices, in an own process."""
+"""Every kernel inside shard_map, kv heads over the mesh axis `tensor`: two CPU devices, in an own process."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_two_devices_agree_with_one():
     run = subprocess.run([sys.executable, __file__], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.split() == ["decode", "prefill", "write"]
+    assert run.stdout.split() == ["decode", "prefill", "write", "gather", "scatter", "copy"]
 
 
 def main():
@@ -24,7 +24,17 @@ def main():
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
     from kernel_cases import Heads, ints, place, queries, take_rows, tokens
 
-    from pallas_kernels import KVArena, decode_attention, init_arena, prefill_attention, write_kv
+    from pallas_kernels import (
+        KVArena,
+        KVBlock,
+        copy_pages,
+        decode_attention,
+        gather_pages,
+        init_arena,
+        prefill_attention,
+        scatter_pages,
+        write_kv,
+    )
 
     mesh = Mesh(np.array(jax.devices()), ("tensor",))
     heads = Heads(6, 2, 64)
@@ -33,10 +43,15 @@ def main():
     case = place(*tokens(rng, lens, heads), 16, "paged")
     pages, rows = PartitionSpec(None, None, "tensor"), PartitionSpec(None, "tensor")
     arena_spec = KVArena(pages, pages, case.arena.spec)
-    arena = jax.device_put(case.arena, KVArena(*[NamedSharding(mesh, pages)] * 2, case.arena.spec))
+    arena_shardings = KVArena(*[NamedSharding(mesh, pages)] * 2, case.arena.spec)
+    arena = jax.device_put(case.arena, arena_shardings)
 
     def sharded(f, specs, out):
         return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out))
+
+    def same(got, want):
+        np.testing.assert_array_equal(got.k, want.k)
+        np.testing.assert_array_equal(got.v, want.v)
 
     def decode(q, arena, view, lens):
         return decode_attention(q, arena, view, lens, sm_scale=0.125)
@@ -60,9 +75,21 @@ def main():
     new, page, offset = queries(rng, 4, heads.k, heads.d), ints((3, -1, 5, 8)), ints((0, 1, 15, 2))
     got = sharded(write_kv, (arena_spec, rows, rows, every, every), arena_spec)(arena, new, -new, page, offset)
     want = write_kv(init_arena(case.arena.spec, 8), jnp.asarray(new), -jnp.asarray(new), page, offset)
-    np.testing.assert_array_equal(got.k, want.k)
-    np.testing.assert_array_equal(got.v, want.v)
+    same(got, want)
     print("write")
+
+    arena, block_spec, ids = jax.device_put(want, arena_shardings), KVBlock(pages, pages), ints((5, -1, 3, 5))
+    block = sharded(gather_pages, (arena_spec, every), block_spec)(arena, ids)
+    one_block = gather_pages(want, ids)
+    np.testing.assert_array_equal(block, one_block)
+    print("gather")
+    ids = ints((1, 2, 8, 4))
+    got = sharded(scatter_pages, (arena_spec, every, block_spec), arena_spec)(arena, ids, block)
+    same(got, scatter_pages(want, ids, one_block))
+    print("scatter")
+    src, dst = ints((5, 3, 1)), ints((3, 5, -1))
+    same(sharded(copy_pages, (arena_spec, every, every), arena_spec)(arena, src, dst), copy_pages(want, src, dst))
+    print("copy")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.close(slot)
         del self.lengths[slot]
 
-    @rule()
-    def replay_deltas(self):
-        for layer, slot, index, page in self.store.take_deltas():
+    @rule(rng=st.randoms())
+    def replay_deltas_in_any_order(self, rng):
+        deltas = self.store.take_deltas().tolist()
+        rng.shuffle(deltas)
+        for layer, slot, index, page in deltas:
             self.replayed[slot, layer, index] = page
         for slot, length in self.lengths.items():
             n = self.pages(length)

@@ -12,9 +12,9 @@ from engine.memory.pages import PagePool
 
 def fits_by_hand(pool: PagePool, counts: list[int]) -> bool:
     """DESIGN's rule, from the reference counts alone: sum over layers of ceil((need - free in own chunks) / C)."""
-    c, free_chunks, own_free = pool.pages_per_chunk, 0, [0] * pool.num_layers
+    c, free_chunks, own_free, refcount = pool.pages_per_chunk, 0, [0] * pool.num_layers, pool.refcount
     for chunk in range(1, pool.num_chunks + 1):
-        free = sum(int(pool.refcount[chunk * c + i] == 0) for i in range(c))
+        free = sum(int(refcount[chunk * c + i] == 0) for i in range(c))
         if free == c:
             free_chunks += 1
         else:
@@ -48,8 +48,9 @@ class PoolMachine(RuleBasedStateMachine):
         ids = self.pool.allocate(np.array(counts))
         assert len(ids) == sum(counts) == len(set(ids.tolist())) and not live & set(ids.tolist())
         assert (ids >= self.chunk).all(), "a reserved page was given out"
-        layer_of = np.repeat(np.arange(self.layers), counts)
-        assert (self.pool.owner[ids // self.chunk] == layer_of).all()
+        if self.chunk > 1:
+            layer_of = np.repeat(np.arange(self.layers), counts)
+            assert (self.pool.owner[ids // self.chunk] == layer_of).all()
         self.owners.append(ids)
 
     @precondition(lambda self: self.owners)
@@ -77,6 +78,26 @@ class PoolMachine(RuleBasedStateMachine):
         before = self.pool.refcount.copy()
         with pytest.raises(RuntimeError, match="double free"):
             self.pool.free(np.repeat(ids[:1], owners))  # one more than there are
+        assert (self.pool.refcount == before).all()
+
+    @rule(data=st.data())
+    def a_wrong_free_raises_and_changes_nothing(self, data):
+        """Live pages, each as often as it has owners, and among them one once more: live, free or reserved."""
+        before = self.pool.refcount
+        page = data.draw(st.integers(0, self.pool.arena_pages - 1))
+        others = data.draw(st.sampled_from(self.owners)) if self.owners else np.empty(0, np.int32)
+        ids = np.concatenate([others[others != page], np.full(before[page] + 1, page)]).astype(np.int32)
+        with pytest.raises(RuntimeError, match=f"double free of page {page}$"):
+            self.pool.free(data.draw(st.permutations(ids.tolist()).map(lambda ids: np.array(ids, np.int32))))
+        assert (self.pool.refcount == before).all()
+
+    @rule(data=st.data())
+    def sharing_a_free_page_raises_and_changes_nothing(self, data):
+        before = self.pool.refcount
+        page = data.draw(st.sampled_from(np.flatnonzero(before == 0).tolist()))
+        others = data.draw(st.sampled_from(self.owners)) if self.owners else np.empty(0, np.int32)
+        with pytest.raises(RuntimeError, match=f"page {page} is shared but free"):
+            self.pool.share(np.append(others, page))
         assert (self.pool.refcount == before).all()
 
     @invariant()
