@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from engine.errors import WorkloadError
-from experiments import workload_azure
-from experiments.workload_synthetic import lognormal_parameters
+from experiments.workloads import azure as workload_azure
+from experiments.workloads.synthetic import lognormal_parameters
 from experiments.workloads import build, mean_rate
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

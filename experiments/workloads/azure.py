@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import WorkloadError
-from experiments.workload_synthetic import token_seeds
+from experiments.workloads.synthetic import token_seeds
 from experiments.workloads import Options, Window, WorkloadRequest, register
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")

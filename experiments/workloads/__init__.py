@@ -221,4 +221,4 @@ def _common_transform(options: Options) -> Callable[[int, WorkloadRequest], Work
 
 def _load_builtin() -> None:
     """Importing the modules registers their builders."""
-    from experiments import workload_azure, workload_synthetic  # noqa: F401
+    from experiments.workloads import azure, synthetic  # noqa: F401
