@@ -2,6 +2,8 @@
 with their line; exports say the same to a parser that knows nothing of ours."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -203,6 +205,25 @@ def test_the_program_and_serve_agree_on_the_hash(tmp_path):
         assert sorted((r["session"], r["turn"]) for r in rows) == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
     assert {r["workload_hash"] for r in runs} == {line["workload_hash"]}
     assert runs[1]["completed"] == 4 and runs[1]["dropped"] == 0
+
+
+@pytest.mark.parametrize(("name", "field"), [("mooncake", "hash_ids"), ("sglang", "prompt")])
+def test_the_program_exports(tmp_path, name, field):
+    path = tmp_path / "x.jsonl"
+    code, out, err = programs.run("workload", "--workload=burst:num=3,context=40", f"--out={path}", f"--format={name}")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["workload_hash"] == workload_hash(build("burst:num=3,context=40"), 32000)
+    assert [len(r[field]) for r in parsed(path.read_text())] == [1 if name == "mooncake" else 40] * 3
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try:\n    runpy.run_module('experiments.workload', run_name='__main__', alter_sys=True)\n"
+        "finally:\n    print('HEAVY', sorted({'jax', 'tokenizers', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=programs.ROOT, capture_output=True, text=True, timeout=60)
+    assert "--vocab_size" in done.stdout and "--[no]overwrite" in done.stdout and "HEAVY []" in done.stdout
 
 
 BAD = {
