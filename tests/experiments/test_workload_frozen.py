@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from engine.errors import WorkloadError
+from engine.tokenizer import Tokenizer
 from experiments import workload_exports
 from experiments.workloads import build
 from experiments.workloads.frozen import freeze, workload_hash
@@ -161,8 +162,11 @@ def test_sglang_export_holds_token_ids():
     assert [r["timestamp"] for r in rows] == [250.0, 500.0, 750.0]
 
 
-class Letters:
-    """A tokenizer of one letter per token that cannot encode `z` again."""
+class Letters(Tokenizer):
+    """One letter per token; `z` cannot be encoded again."""
+
+    def __init__(self):
+        super().__init__(None)
 
     def decode(self, ids):
         return "".join(chr(ord("a") + i) for i in ids)
@@ -177,7 +181,7 @@ def test_vllm_export_is_text_and_counts_what_changed():
     rows = parsed(text)
     assert all(set(r) == {"prompt", "output_tokens"} for r in rows)
     assert [r["output_tokens"] for r in rows] == [r.output_len for r in requests]
-    assert rows[0]["prompt"] == Letters().decode(requests[0].prompt_tokens(26))
+    assert rows[0]["prompt"] == Letters().decode(requests[0].prompt_tokens(26).tolist())
     assert changed == sum("z" in r["prompt"] for r in rows) and 0 < changed < 4
 
 

@@ -283,6 +283,7 @@ def test_real_traces():
     assert len(requests) == 12031 and requests[-1].arrival_s == pytest.approx(3536.999)
     seen, hits = set(), 0
     for r in requests:
+        assert isinstance(r.content, Blocks)
         hits += len(seen & set(r.content.ids))
         seen |= set(r.content.ids)
     assert len(seen) == 182_790 and hits / (hits + len(seen)) == pytest.approx(0.366, abs=1e-3)
