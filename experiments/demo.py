@@ -147,7 +147,7 @@ def serve_point(engine: Engine, model: str, workload: str, directory: Path, pool
     """Serves one point and writes its run files."""
     requests: Sequence[WorkloadRequest] = workloads.build(workload)
     record = RunRecord(claim(directory, overwrite=True))
-    record.config(settings(engine, model, workload))
+    record.config(settings(engine, model, workload, requests))
     mean_context = float(np.mean([r.prompt_len for r in requests]))
     print(f"\n{len(requests)} requests, mean context {mean_context:.0f} tokens, pool {pool:,} tokens", flush=True)
     with stop_on_signals() as stop:

@@ -1,14 +1,18 @@
-"""Replays a workload against an engine in real time, open loop.
+"""Replays a workload against an engine in real time.
 
-Requests arrive when the workload says, whether or not the engine keeps up, and t0 is the scheduled arrival: the time a
-request waits while a step runs, before the engine can even learn of it, counts as latency (no coordinated omission).
+Open loop: requests arrive when the workload says, whether or not the engine keeps up, and t0 is the scheduled arrival:
+the time a request waits while a step runs, before the engine can even learn of it, counts as latency (no coordinated
+omission). Closed loop (requests with a `think_s`): a turn's t0 is the end of its session's former turn plus the think
+time; a turn that is refused or aborted ends its session, and the turns that never come are counted as dropped.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import heapq
 import signal
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +39,7 @@ class Progress:
     now: float
     num_arrived: int = 0
     num_refused: int = 0
+    num_dropped: int = 0  # turns whose session ended before them
     num_preempted: int = 0
     num_output_tokens: int = 0
     completed: list[RequestMetrics] = field(default_factory=list)
@@ -50,6 +55,49 @@ class Progress:
     def num_in_flight(self) -> int:
         """Requests that arrived and neither finished nor were refused."""
         return self.num_arrived - self.num_refused - len(self.completed)
+
+
+class Schedule:
+    """Which requests are due when, in seconds after the start. A closed-loop turn waits for its session's former turn;
+    the first of a session, and every other request, is due at its arrival."""
+
+    def __init__(self, requests: Sequence[WorkloadRequest]):
+        self._due: list[tuple[float, int, WorkloadRequest]] = []
+        self._later: defaultdict[str, deque[tuple[int, WorkloadRequest]]] = defaultdict(deque)
+        begun = set()
+        for order, r in enumerate(requests):
+            if r.session is not None and r.think_s is not None and r.session in begun:
+                self._later[r.session].append((order, r))
+            else:
+                self._due.append((r.arrival_s, order, r))
+            begun.add(r.session)
+        heapq.heapify(self._due)
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next request is due; None while only ends of turns can bring one."""
+        return self._due[0][0] if self._due else None
+
+    def pop(self) -> WorkloadRequest:
+        """Takes the next request; its `arrival_s` is when it is due."""
+        due, _, request = heapq.heappop(self._due)
+        return dataclasses.replace(request, arrival_s=due)
+
+    def ended(self, request: WorkloadRequest, now: float) -> None:
+        """A turn ended: the next one of its session is due after its think time."""
+        if self._later.get(request.session or ""):
+            order, following = self._later[request.session or ""].popleft()
+            assert following.think_s is not None
+            heapq.heappush(self._due, (now + following.think_s, order, following))
+
+    def drop(self, request: WorkloadRequest) -> int:
+        """The session of `request` ends with it. Returns how many turns will never come."""
+        return len(self._later.pop(request.session or "", ()))
+
+    @property
+    def num_waiting(self) -> int:
+        """Turns that wait for a former one."""
+        return sum(map(len, self._later.values()))
 
 
 class Observer:
@@ -97,46 +145,63 @@ def replay(
     *,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Progress:
-    """Serves `requests` at their arrival times until all are done or `stop` is set.
+    """Serves `requests` when they are due until all are done or `stop` is set.
 
     Args:
-      requests: in order of arrival; request i is due `arrival_s` after the start.
+      requests: in order of arrival; open loop, request i is due `arrival_s` after the start. Observers get them with
+        the `arrival_s` at which they really were due.
       sleep: waits that many seconds on the engine's clock.
     """
-    clock, vocab_size = engine.clock, engine.model_config.vocab_size
+    clock = engine.clock
     progress = Progress(len(requests), clock.now(), clock.now())
-    due, by_id = deque(requests), {r.id: r for r in requests}
+    schedule, live = Schedule(requests), {}
     num_steps = len(engine.step_log)
     while stop.signal is None:
         progress.now = clock.now()
-        while due and progress.start + due[0].arrival_s <= progress.now:
-            _inject(engine, due.popleft(), vocab_size, progress, observer)
+        while (due := schedule.next_due) is not None and progress.start + due <= progress.now:
+            request = schedule.pop()
+            if _inject(engine, request, progress, observer):
+                live[request.id] = request
+            else:
+                progress.num_dropped += schedule.drop(request)
         if engine.has_work():
             for output in engine.step():
                 progress.num_output_tokens += len(output.new_token_ids)
                 if output.finished:
+                    request = live.pop(output.request_id)
                     progress.completed.append(output.metrics)
-                    observer.on_finished(by_id[output.request_id], output)
+                    schedule.ended(request, _end_of(output.metrics) - progress.start)
+                    observer.on_finished(request, output)
             progress.now = clock.now()
             for record in engine.step_log[num_steps:]:
                 progress.num_preempted += record.num_preempted
                 progress.last_step = record
                 observer.on_step(record, progress)
             num_steps = len(engine.step_log)
-        elif due:
-            sleep(min(IDLE_SLICE, progress.start + due[0].arrival_s - progress.now))
+        elif due is not None:
+            sleep(min(IDLE_SLICE, progress.start + due - progress.now))
         else:
+            progress.num_dropped += schedule.num_waiting  # for turns that somebody aborted
             break
     progress.stopped_by = stop.signal
     return progress
 
 
-def _inject(engine: Engine, request: WorkloadRequest, vocab_size: int, progress: Progress, observer: Observer) -> None:
-    params = SamplingParams(max_tokens=request.output_len, ignore_eos=True)
-    prompt = request.prompt_tokens(vocab_size)
+def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observer: Observer) -> bool:
+    """Hands a request to the engine; False when it is refused."""
+    params = SamplingParams(max_tokens=request.output_len, ignore_eos=True, **dict(request.sampling))
+    prompt = request.prompt_tokens(engine.model_config.vocab_size)
     progress.num_arrived += 1
     try:
         engine.add_request(prompt, params, request_id=request.id, arrival=progress.start + request.arrival_s)
     except RequestError as error:
         progress.num_refused += 1
         observer.on_refused(request, error)
+        return False
+    return True
+
+
+def _end_of(metrics: RequestMetrics) -> float:
+    """When a finished request ended, on the engine's clock."""
+    assert metrics.e2e_s is not None
+    return metrics.arrival + metrics.e2e_s

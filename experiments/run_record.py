@@ -107,7 +107,7 @@ def _described(request: WorkloadRequest, status: str) -> dict[str, Any]:
         "arrival_s": request.arrival_s,
         "prompt_len": request.prompt_len,
         "output_len": request.output_len,
-    }
+    } | ({} if request.session is None else {"session": request.session, "turn": request.turn})
 
 
 def _add(file: TextIO, row: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
     python -m experiments.serve --model=base-124m --workload=synthetic:rate=2,num=50 --out=results/first
 
-Requests arrive open loop at the workload's times; latencies count from the scheduled arrival. Writes config.json,
-flags.txt, requests.jsonl, steps.jsonl and summary.json under --out, rows as they happen. Ctrl-C (or SIGTERM) ends the
-run between two steps, keeps what was done, and says how far it got. The last line printed is one JSON object.
+Requests arrive at the workload's times (or, closed loop, when their session's former turn and think time are over);
+latencies count from when a request was due. Writes config.json, flags.txt, requests.jsonl, steps.jsonl and summary.json
+under --out, rows as they happen. Ctrl-C (or SIGTERM) ends the run between two steps, keeps what was done, and says how
+far it got. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from experiments.serving import latency_table, serve, settings, start_engine
 from experiments.tables import rounded
 
 flags.adopt_module_key_flags(common_flags)
-WORKLOAD = flags.DEFINE_string("workload", "synthetic:num=20", "Workload spec; experiments/workloads.py explains them.")
+WORKLOAD = flags.DEFINE_string(
+    "workload", "synthetic:num=20", "Workload spec; experiments/workloads/__init__.py explains them."
+)
 WARMUP = flags.DEFINE_bool("warmup", True, "Compile every bucket before the first arrival.")
 GOODPUT = flags.DEFINE_string("goodput", None, "Limits in ms, such as ttft:500,tpot:100: adds goodput and attainment.")
 
@@ -43,7 +46,7 @@ def main() -> int:
     directory = claim(common_flags.out_directory("serve"), common_flags.OVERWRITE.value)
     engine = start_engine(model, config, WARMUP.value)
     record = RunRecord(directory)
-    record.config(settings(engine, model, workload))
+    record.config(settings(engine, model, workload, requests))
     with stop_on_signals() as stop:
         summary = serve(engine, requests, record, stop, slo)
     print(latency_table(summary))

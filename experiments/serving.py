@@ -13,6 +13,7 @@ from experiments.replay import Observer, Progress, StopFlag, replay
 from experiments.run_record import RunRecord
 from experiments.tables import ProgressLine, format_table
 from experiments.workloads import WorkloadRequest
+from experiments.workloads.frozen import workload_hash
 
 if TYPE_CHECKING:
     from engine import Engine, RequestOutput
@@ -76,7 +77,9 @@ def serve(
         "num_requests": len(requests),
         "arrived": progress.num_arrived,
         "in_flight": progress.num_in_flight,
-        "not_arrived": len(requests) - progress.num_arrived,
+        "not_arrived": len(requests) - progress.num_arrived - progress.num_dropped,
+        "dropped": progress.num_dropped,
+        "workload_hash": workload_hash(requests, engine.model_config.vocab_size),
         **summarise(progress.completed, progress.elapsed, failed=progress.num_refused, slo=slo),
     }
     record.summary(summary)
@@ -90,11 +93,12 @@ def latency_table(summary: dict[str, Any]) -> str:
     return format_table(["ms", *statistics], rows)
 
 
-def settings(engine: Engine, model: str, workload: str) -> dict[str, Any]:
+def settings(engine: Engine, model: str, workload: str, requests: Sequence[WorkloadRequest]) -> dict[str, Any]:
     """Everything a run depends on, for config.json."""
     return {
         "model": model,
         "workload": workload,
+        "workload_hash": workload_hash(requests, engine.model_config.vocab_size),
         "engine": to_dict(engine.config),
         "model_config": to_dict(engine.model_config),
         "max_context": engine.max_context,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine.errors import WorkloadError
-from experiments import workload_azure
-from experiments.workload_synthetic import lognormal_parameters
+from experiments.workloads import azure as workload_azure
 from experiments.workloads import build, mean_rate
+from experiments.workloads.synthetic import lognormal_parameters
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 ROWS = (
@@ -147,7 +147,7 @@ def test_unreadable_traces(tmp_path):
 
 
 BAD_SPECS = {
-    "azur:x": "unknown name 'azur'; known: azure, azure-like, synthetic",
+    "azur:x": "unknown name 'azur'; known: azure, azure-like, bailian, burst, frozen, mooncake, sharegpt, ",
     "azure": "needs a file",
     "azure-like:trace.csv": "reads no file",
     "synthetic:rates=2": "unknown option rates; known: start, num",

@@ -3,17 +3,26 @@
 A workload is named by a spec, `name[:file][,option=value]...`:
 
     synthetic:rate=2,arrivals=poisson,num=100,prompt=lognormal:256:512,output=fixed:64
-    azure:TRACE.csv,num=200,scale_len=0.25,rate_scale=0.5
-    azure-like:num=100,rate=1.5
+    azure:TRACE.csv,num=200,scale_len=0.25,rate_scale=0.5     azure-like:num=100,rate=1.5
+    sharegpt:FILE.json,rate=1,loop=closed,think=2             sharegpt-like:num=100,rate=1.5
+    mooncake:FILE.jsonl    bailian:FILE.jsonl                 burst:num=16,context=8192,output=64
+    vidur:FILE.csv                                            frozen:FILE.jsonl, or FILE.jsonl alone
 
-`build` parses the spec, calls the builder registered under the name, then applies the options common to all:
+`build` parses the spec, calls the builder registered under the name (each source's own options are in its file), then
+applies the options common to all:
 
     num, start    how many requests to keep, after skipping `start` of them
     seed          of arrivals, lengths and token ids (default 0)
     scale_len     multiplies prompt and output lengths (at least 1 token stays)
     scale_prompt, scale_output    the same for one of the two; default scale_len
     max_prompt, max_output    clip lengths, after scaling
-    rate_scale    multiplies the arrival rate; time_scale multiplies the gaps (give one)
+    rate_scale    multiplies the arrival rate; time_scale multiplies the gaps, think times too (give one)
+    loop          open: every request is due at its time. closed: a turn of a session is due its think time after the
+                  turn before it has ended. Default: open; frozen workloads keep theirs
+    temperature, top_k, top_p    sampling of all requests; greedy by default
+
+Sessions are conversations: each turn's prompt is the former prompt, the former output's length in tokens and what the
+user adds, so that prefixes are real; lengths scale by what each turn adds.
 
 Same spec, same requests, bit for bit; a smaller `num` is a prefix of a larger one. Imports no JAX.
 """
@@ -23,10 +32,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from engine.errors import WorkloadError
+from engine.request import SamplingParams
+from experiments.workloads.content import Blocks, TokenIds, stream_keys, stream_tokens
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,29 @@ class WorkloadRequest:
     arrival_s: float  # due, seconds after the start of the run
     prompt_len: int  # tokens
     output_len: int  # tokens
-    token_seed: int = 0  # of its prompt's token ids
+    token_seed: int = 0  # of its prompt's token ids; the turns of a session share it
+    content: Blocks | TokenIds | None = None  # None: the first prompt_len tokens of token_seed's stream
+    vocab_size: int | None = None  # the vocabulary its tokens are drawn from; None: the model's
+    sampling: tuple[tuple[str, Any], ...] = ()  # fields of SamplingParams; none: greedy
+    session: str | None = None
+    turn: int = 0
+    think_s: float | None = None  # closed loop: due so long after the session's former turn ended, whatever arrival_s
 
     def prompt_tokens(self, vocab_size: int) -> np.ndarray:
-        """Seeded random token ids, int32 [prompt_len], uniform over the vocabulary; traces record only lengths."""
-        rng = np.random.default_rng(self.token_seed)
-        return rng.integers(0, vocab_size, self.prompt_len, dtype=np.int32)
+        """Token ids, int32 [prompt_len]; uniform over the vocabulary where a trace records only lengths.
+
+        Raises:
+          WorkloadError: the tokens were drawn from, or lie outside, what the model's vocabulary of `vocab_size` holds.
+        """
+        own = self.vocab_size or vocab_size
+        if own > vocab_size:
+            raise WorkloadError(
+                f"the workload was frozen for a vocabulary of {own}, this model has {vocab_size}: "
+                f"freeze it again with --vocab_size={vocab_size}"
+            )
+        if self.content is not None:
+            return self.content.tokens(self.token_seed, self.prompt_len, own)
+        return stream_tokens(stream_keys(self.token_seed), np.arange(self.prompt_len), own)
 
 
 class Options:
@@ -156,15 +185,24 @@ def build(spec: str) -> list[WorkloadRequest]:
         options.integer("start", 0, low=0), options.optional_integer("num"), options.integer("seed", 0, low=0)
     )
     requests = _BUILDERS[name](file, options, window)
-    transform = _common_transform(options)
+    loop = options.choice("loop", ("open", "closed"), "closed" if name == "frozen" else "open")
+    scaled, finish = _length_transform(options), _common_transform(options, closed=loop == "closed")
     options.finish()
     kept = requests[window.start :][: window.num]
     if not kept:
         raise options.error(f"no request is left: {len(requests)} available, start={window.start}")
     if window.num is not None and len(kept) < window.num:
         raise options.error(f"num={window.num} from start={window.start}, but only {len(kept)} requests are there")
+    if options.text("loop") == "closed" and all(r.think_s is None for r in kept):
+        raise options.error("loop=closed needs sessions with a think time, and there are none")
     t0 = kept[0].arrival_s if window.start else 0.0
-    return [transform(i, dataclasses.replace(r, arrival_s=r.arrival_s - t0)) for i, r in enumerate(kept, window.start)]
+    based = (dataclasses.replace(r, id=str(i), arrival_s=r.arrival_s - t0) for i, r in enumerate(kept, window.start))
+    return [finish(scaled(r)) for r in based]
+
+
+def seed_of(spec: str) -> int:
+    """The seed that a valid spec gives; 0 by default."""
+    return int(_parse(spec)[2].get("seed", 0))
 
 
 def mean_rate(requests: Sequence[WorkloadRequest]) -> float:
@@ -181,6 +219,8 @@ def mean_rate(requests: Sequence[WorkloadRequest]) -> float:
 
 def _parse(spec: str) -> tuple[str, str | None, dict[str, str]]:
     name, _, rest = spec.partition(":")
+    if name.partition(",")[0].endswith(".jsonl"):
+        name, rest = "frozen", spec
     items = [item for item in rest.split(",") if item]
     file = items.pop(0) if items and "=" not in items[0] else None
     values: dict[str, str] = {}
@@ -194,31 +234,52 @@ def _parse(spec: str) -> tuple[str, str | None, dict[str, str]]:
     return name, file, values
 
 
-def _common_transform(options: Options) -> Callable[[int, WorkloadRequest], WorkloadRequest]:
+def _length_transform(options: Options) -> Callable[[WorkloadRequest], WorkloadRequest]:
+    """Scales and clips lengths; called with the requests in order, because a turn's prompt builds on the former's."""
     scale = options.number("scale_len", 1.0)
     scale_prompt, scale_output = options.number("scale_prompt", scale), options.number("scale_output", scale)
-    max_prompt, max_output = options.optional_integer("max_prompt"), options.optional_integer("max_output")
+    max_prompt = options.optional_integer("max_prompt") or 2**31
+    max_output = options.optional_integer("max_output") or 2**31
+    lengths: dict[str, tuple[int, int]] = {}  # session -> tokens up to the end of its last turn, recorded and scaled
+
+    def apply(r: WorkloadRequest) -> WorkloadRequest:
+        output = min(max_output, max(1, round(r.output_len * scale_output)))
+        if isinstance(r.content, Blocks):
+            content, prompt = r.content.scaled(r.prompt_len, scale_prompt)
+        else:
+            recorded, so_far = lengths.get(r.session or "", (0, 0))
+            content, prompt = r.content, so_far + max(1, round((r.prompt_len - recorded) * scale_prompt))
+        prompt = min(max_prompt, prompt)
+        if isinstance(content, TokenIds) and prompt > len(content.ids):
+            raise options.error(f"request {r.id} has {len(content.ids)} known tokens and cannot become {prompt} long")
+        if r.session is not None:
+            lengths[r.session] = (r.prompt_len + r.output_len, prompt + output)
+        return dataclasses.replace(r, prompt_len=prompt, output_len=output, content=content)
+
+    return apply
+
+
+def _common_transform(options: Options, closed: bool) -> Callable[[WorkloadRequest], WorkloadRequest]:
+    """Times, the loop and sampling."""
     rate_scale, time_scale = options.optional_number("rate_scale"), options.optional_number("time_scale")
     if rate_scale and time_scale:
         raise options.error("rate_scale and time_scale say the same thing; give one of them")
     stretch = time_scale or 1.0 / (rate_scale or 1.0)
+    given: dict[str, Any] = {
+        "temperature": options.optional_number("temperature"),
+        "top_k": options.optional_integer("top_k"),
+        "top_p": options.optional_number("top_p"),
+    }
+    sampling = tuple((name, value) for name, value in given.items() if value is not None)
+    SamplingParams(**dict(sampling))  # refuses what is out of range before anything runs
 
-    def length(tokens: int, factor: float, limit: int | None) -> int:
-        scaled = max(1, round(tokens * factor))
-        return scaled if limit is None else min(scaled, limit)
-
-    def apply(index: int, r: WorkloadRequest) -> WorkloadRequest:
-        return dataclasses.replace(
-            r,
-            id=str(index),
-            arrival_s=r.arrival_s * stretch,
-            prompt_len=length(r.prompt_len, scale_prompt, max_prompt),
-            output_len=length(r.output_len, scale_output, max_output),
-        )
+    def apply(r: WorkloadRequest) -> WorkloadRequest:
+        think = r.think_s * stretch if closed and r.think_s is not None else None
+        return dataclasses.replace(r, arrival_s=r.arrival_s * stretch, think_s=think, sampling=sampling or r.sampling)
 
     return apply
 
 
 def _load_builtin() -> None:
     """Importing the modules registers their builders."""
-    from experiments import workload_azure, workload_synthetic  # noqa: F401
+    from experiments.workloads import azure, burst, frozen, mooncake, sharegpt, synthetic, vidur  # noqa: F401

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import WorkloadError
-from experiments.workload_synthetic import token_seeds
 from experiments.workloads import Options, Window, WorkloadRequest, register
+from experiments.workloads.synthetic import token_seeds
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 EPOCH = datetime.datetime(2023, 11, 16)

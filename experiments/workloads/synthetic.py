@@ -3,8 +3,9 @@
     rate=R                     mean requests/s (default 1)
     arrivals=poisson|gamma|fixed    gamma takes cv=C, the coefficient of variation of the gaps (1 is Poisson)
     prompt=..., output=...     fixed:N | uniform:LOW:HIGH (both included) | lognormal:MEAN:P90
+    turns=N, think=S           sessions of N turns; prompt= is what the user adds in each; rate= counts sessions
 
-Defaults: 100 requests, Poisson, prompt=fixed:128, output=fixed:64. The first request arrives after one gap.
+Defaults: 100 requests, Poisson, prompt=fixed:128, output=fixed:64, one turn. The first request arrives after one gap.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from engine.errors import WorkloadError
 from experiments.workloads import Options, Window, WorkloadRequest, register
+from experiments.workloads.sessions import in_sessions, think_seconds
 
 DEFAULT_NUM = 100
 Z90 = 1.2815515655446004  # 90th percentile of the standard normal distribution
@@ -31,18 +33,26 @@ def synthetic(file: str | None, options: Options, window: Window) -> list[Worklo
     """
     if file is not None:
         raise options.error(f"synthetic reads no file, got {file!r}")
-    n = window.end(DEFAULT_NUM)
-    arrivals = np.cumsum(_gaps(options, n, window.seed))
-    prompts = lengths(options, "prompt", "fixed:128", n, window.seed, PROMPTS)
-    outputs = lengths(options, "output", "fixed:64", n, window.seed, OUTPUTS)
+    n, turns = window.end(DEFAULT_NUM), options.integer("turns", 1)
+    arrivals = arrival_times(options, n, window.seed)
+    prompts = lengths(options, "prompt", "fixed:128", n * turns, window.seed, PROMPTS).tolist()
+    outputs = lengths(options, "output", "fixed:64", n * turns, window.seed, OUTPUTS).tolist()
     seeds = token_seeds(n, window.seed)
-    rows = zip(arrivals.tolist(), prompts.tolist(), outputs.tolist(), seeds, strict=True)
-    return [WorkloadRequest(str(i), t, p, o, s) for i, (t, p, o, s) in enumerate(rows)]
+    if turns > 1:
+        rows = list(zip(prompts, outputs, strict=True))
+        talks = [rows[i : i + turns] for i in range(0, n * turns, turns)]
+        return in_sessions(arrivals, talks, seeds, think_seconds(options))[:n]
+    return [WorkloadRequest(str(i), *row) for i, row in enumerate(zip(arrivals, prompts, outputs, seeds, strict=True))]
 
 
 def token_seeds(n: int, seed: int) -> list[int]:
     """One seed per request for its prompt's token ids; request i has the same one whatever `n` is."""
     return np.random.default_rng([seed, TOKENS]).integers(0, 2**31, n).tolist()
+
+
+def arrival_times(options: Options, n: int, seed: int) -> list[float]:
+    """Seconds from the start of the run to each of `n` arrivals, by the options rate, arrivals and cv."""
+    return np.cumsum(_gaps(options, n, seed)).tolist()
 
 
 def _gaps(options: Options, n: int, seed: int) -> np.ndarray:
