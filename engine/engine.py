@@ -11,7 +11,7 @@ import numpy as np
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
-from engine.metrics import StepRecord
+from engine.metrics import RequestMetrics, StepRecord
 from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
 from engine.scheduler.plan import Plan, StepResult
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int] | np.ndarray
 REASONS = {1: "stop", 2: "length"}
+STEP_LOG = 1024  # records kept for whoever takes them away
 
 
 class Executor(Protocol):
@@ -66,7 +67,7 @@ class Engine:
         self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
         self.state = SchedulerState(store)
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
-        self.step_log: list[StepRecord] = []
+        self.step_log: deque[StepRecord] = deque(maxlen=STEP_LOG)  # `popleft` after each step to see them all
         self.compiled: list[tuple[str, float]] = []
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
@@ -191,6 +192,10 @@ class Engine:
     def has_work(self) -> bool:
         """True while a request waits or runs, or an output has not been handed out."""
         return bool(self._live) or bool(self._unclaimed)
+
+    def unfinished(self) -> dict[str, RequestMetrics]:
+        """The metrics so far of every request that waits or runs, by id."""
+        return {request_id: RequestMetrics.from_request(request) for request_id, request in self._live.items()}
 
     def step(self) -> list[RequestOutput]:
         """Runs one step. Returns an output for every request that got a token, in it or in a step that `generate` or

@@ -55,6 +55,9 @@ class Progress:
 class Observer:
     """What a program does with events; the defaults do nothing."""
 
+    def on_start(self, progress: Progress) -> None:
+        """The clock of the run starts."""
+
     def on_finished(self, request: WorkloadRequest, output: RequestOutput) -> None:
         """A request produced its last token."""
 
@@ -106,7 +109,8 @@ def replay(
     clock, vocab_size = engine.clock, engine.model_config.vocab_size
     progress = Progress(len(requests), clock.now(), clock.now())
     due, by_id = deque(requests), {r.id: r for r in requests}
-    num_steps = len(engine.step_log)
+    engine.step_log.clear()
+    observer.on_start(progress)
     while stop.signal is None:
         progress.now = clock.now()
         while due and progress.start + due[0].arrival_s <= progress.now:
@@ -118,11 +122,11 @@ def replay(
                     progress.completed.append(output.metrics)
                     observer.on_finished(by_id[output.request_id], output)
             progress.now = clock.now()
-            for record in engine.step_log[num_steps:]:
+            while engine.step_log:
+                record = engine.step_log.popleft()
                 progress.num_preempted += record.num_preempted
                 progress.last_step = record
                 observer.on_step(record, progress)
-            num_steps = len(engine.step_log)
         elif due:
             sleep(min(IDLE_SLICE, progress.start + due[0].arrival_s - progress.now))
         else:
