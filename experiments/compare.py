@@ -30,12 +30,12 @@ COLUMNS = {
     "request_throughput": "req/s",
     "output_throughput": "tok/s",
     "request_goodput": "goodput",
-    "median_ttft_ms": "TTFT p50",
+    "median_ttft_ms": "TTFT ms p50",
     "p99_ttft_ms": "p99",
-    "median_tpot_ms": "TPOT p50",
+    "median_tpot_ms": "TPOT ms p50",
     "p99_tpot_ms": "p99",
-    "p99_itl_ms": "ITL p99",
-    "median_e2el_ms": "E2E p50",
+    "p99_itl_ms": "ITL ms p99",
+    "median_e2el_ms": "E2E ms p50",
     "p99_e2el_ms": "p99",
 }
 COUNTS = {"completed": "done", "failed": "failed", "total_preemptions": "preempted"}  # no ratios
