@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,17 +232,33 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "config") -> Any:
     """Builds a configuration from plain JSON types.
 
     Raises:
-      ConfigError: an unknown field (the known ones are listed) or a value that does not validate.
+      ConfigError: an unknown field (the known ones are listed), or a value of the wrong type or out of range.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(fields))
     _require(not unknown, f"{where}: unknown field {', '.join(unknown)}; known: {', '.join(fields)}")
-    nested = {"cache": CacheConfig, "scheduler": SchedulerConfig, "rope": RopeConfig}
-    built = {
-        k: from_dict(nested[k], v, f"{where}.{k}") if k in nested and isinstance(v, dict) else v
-        for k, v in values.items()
-    }
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in built.items()})
+    built = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name]) and isinstance(value, dict):
+            value = from_dict(fields[name], value, f"{where}.{name}")
+        value = tuple(value) if isinstance(value, list) else value
+        _require(_fits(value, fields[name]), f"{where}.{name} must be {_type_name(fields[name])}, got {value!r}")
+        built[name] = value
+    return cls(**built)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True when a value may stand for a field of this type: an int for a float, but no bool for a number."""
+    kinds = tuple(typing.get_origin(h) or h for h in typing.get_args(hint) or (hint,))
+    if typing.get_origin(hint) is tuple:
+        kinds = (tuple,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
 
 
 def cdiv(a: int, b: int) -> int:

@@ -13,7 +13,7 @@ from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
 from engine.memory.moves import Copy
-from engine.metrics import StepRecord, TransferAccount
+from engine.metrics import RequestMetrics, StepRecord
 from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
 from engine.scheduler.plan import Plan, StepResult
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
+STEP_LOG = 1024  # records kept for whoever takes them away
 
 
 class Executor(Protocol):
@@ -85,9 +86,9 @@ class Engine:
         self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
         self.state = SchedulerState(store)
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
-        self.step_log: list[StepRecord] = []
+        self.step_log: deque[StepRecord] = deque(maxlen=STEP_LOG)  # `popleft` after each step to see them all
         self.compiled: list[tuple[str, float]] = []
-        self.transfers = TransferAccount(model.num_layers)
+        self._copies: list[Copy] = []  # that ended since the last step record
         self._in_flight: deque[InFlight] = deque()
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
@@ -209,6 +210,10 @@ class Engine:
         """True while a request waits or runs, or an output has not been handed out."""
         return bool(self._live) or bool(self._unclaimed)
 
+    def unfinished(self) -> dict[str, RequestMetrics]:
+        """The metrics so far of every request that waits or runs, by id."""
+        return {request_id: RequestMetrics.from_request(request) for request_id, request in self._live.items()}
+
     def step(self) -> list[RequestOutput]:
         """Collects one step, after submitting up to `async_depth` more. Returns an output for every request that got a
         token, in it or in a step that `generate` or `stream` ran meanwhile; their own requests' outputs go to them.
@@ -275,7 +280,7 @@ class Engine:
     def _account_copies(self, copies: Iterable[Copy]) -> None:
         """Moves that have ended: what landed may be fetched, what failed is recomputed."""
         for copy in copies:
-            self.transfers.add(copy)
+            self._copies.append(copy)
             for request_id in self.store.copied(copy):
                 if request_id in self._live:
                     self.state.lose(self._live[request_id])
@@ -305,6 +310,12 @@ class Engine:
             outputs.append(RequestOutput(request, 1, bool(reason), self.tokenizer))
         if self.config.debug_checks:
             self.state.check()
+        self._log(step, result, num_finished, len(step.rows) - len(outputs))
+        return outputs
+
+    def _log(self, step: InFlight, result: StepResult, num_finished: int, num_late: int) -> None:
+        plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
+        out, back = [c for c in copies if c.ok and c.out], [c for c in copies if c.ok and not c.out]
         self.step_log.append(
             StepRecord(
                 step=plan.step,
@@ -315,13 +326,19 @@ class Engine:
                 prefill_tokens=plan.num_prefill_tokens,
                 num_waiting=len(self.state.waiting),
                 num_running=len(self.state.running),
+                num_swapped=len(self.state.swapped),
                 free_pages=self.store.num_free_pages,
                 num_preempted=plan.num_preempted,
                 num_finished=num_finished,
-                num_late=len(step.rows) - len(outputs),
+                num_late=num_late,
+                bytes_out=sum(c.num_bytes for c in out),
+                bytes_in=sum(c.num_bytes for c in back),
+                seconds_out=sum(c.end - c.start for c in out),
+                seconds_in=sum(c.end - c.start for c in back),
+                host_bytes=self.store.num_host_pages * self.memory.page_bytes,
+                copies=copies,
             )
         )
-        return outputs
 
     def _finish(self, request: Request, reason: str, now: float) -> None:
         """Ends a request, whatever its phase, and frees what it holds."""

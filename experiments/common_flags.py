@@ -1,19 +1,21 @@
 """Flags that all programs share, their way into an EngineConfig, and the wrapper every program's main runs in.
 
-A program's `--help` shows them because it calls `flags.adopt_module_key_flags(common_flags)`. Imports no JAX.
+`run_main` puts those that people use into a program's `--help`; `--helpfull` shows all. Imports no JAX.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, CacheConfig, EngineConfig, SchedulerConfig
+from engine.config import DTYPES, PREEMPTIONS, EngineConfig, from_dict
 from engine.errors import ConfigError, FolioError
 
 if TYPE_CHECKING:
@@ -49,9 +51,48 @@ class _BytesParser(flags.ArgumentParser):
         return "bytes, such as 512MiB or 2GiB"
 
 
+class _OverlayParser(flags.ArgumentParser):
+    """An absl flag that takes a JSON file, or the JSON object itself. Its value is the object, so that a flagfile made
+    of it stands without the file."""
+
+    def parse(self, argument: str | dict[str, Any]) -> dict[str, Any]:
+        if isinstance(argument, dict):
+            return argument
+        try:
+            inline = argument.lstrip().startswith("{")
+            overlay = json.loads(argument if inline else Path(argument).read_text(encoding="utf-8"))
+        except OSError as e:
+            raise ValueError(f"{argument} cannot be read: {e.strerror}") from None
+        except ValueError as e:
+            raise ValueError(f"not JSON: {e}") from None
+        if not isinstance(overlay, dict):
+            raise ValueError("expected a JSON object of EngineConfig fields")
+        for section in ("cache", "scheduler"):
+            if not isinstance(overlay.get(section, {}), dict):
+                raise ValueError(f"{section} must be a JSON object")
+        return overlay
+
+    def flag_type(self) -> str:
+        return "JSON file, or a JSON object"
+
+
+class _JsonSerializer(flags.ArgumentSerializer):
+    """One line of JSON."""
+
+    def serialize(self, value: dict[str, Any]) -> str:
+        return json.dumps(value)
+
+
 MODEL = flags.DEFINE_string("model", None, "A Hugging Face directory, or a preset name (random weights from --seed).")
 OUT = flags.DEFINE_string("out", None, "Directory for results. Default: results/ and the program's name.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into --out even when an earlier run's results are there.")
+CONFIG = flags.DEFINE(
+    _OverlayParser(),
+    "config",
+    None,
+    "JSON file of EngineConfig fields, nested as in a run's config.json under `engine`; flags given win over it.",
+    serializer=_JsonSerializer(),
+)
 
 POLICY = flags.DEFINE_string("policy", DEFAULTS.scheduler.policy, "Scheduling policy.")
 MAX_NUM_SEQS = flags.DEFINE_integer(
@@ -80,6 +121,25 @@ DEVICE_FRACTION = flags.DEFINE_float(
     "Size of the device tier as a share of the device's memory, weights and activations included.",
 )
 
+HOST_BYTES = flags.DEFINE(
+    _BytesParser(),
+    "host_bytes",
+    DEFAULTS.cache.host_bytes,
+    "Cap of the host tier, such as 4GiB; 0: none.",
+    serializer=flags.ArgumentSerializer(),
+)
+STAGING_BYTES = flags.DEFINE(
+    _BytesParser(),
+    "staging_bytes",
+    DEFAULTS.cache.staging_bytes,
+    "Device memory for copies on their way, per direction.",
+    serializer=flags.ArgumentSerializer(),
+)
+LINK_GBS = flags.DEFINE_float("link_gbs", None, "Pace copies to and from the host to so many 1e9 bytes/s each way.")
+PREEMPTION = flags.DEFINE_enum(
+    "preemption", DEFAULTS.scheduler.preemption, PREEMPTIONS, "What becomes of a preempted sequence's KV."
+)
+
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
 DTYPE = flags.DEFINE_enum("dtype", None, sorted(DTYPES), "Of weights, activations and KV. Default: the model's.")
 SEED = flags.DEFINE_integer("seed", DEFAULTS.seed, "Of random weights and of requests without a seed.")
@@ -101,38 +161,58 @@ DEBUG_CHECKS = flags.DEFINE_bool(
 )
 
 
+# By part of EngineConfig; a flag is named as its field.
+ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
+    "cache": (PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES),
+    "scheduler": (POLICY, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
+    "": (
+        MAX_CONTEXT, DTYPE, SEED, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE, COMPILATION_CACHE_DIR,
+        DEBUG_CHECKS, LINK_GBS,
+    ),
+}  # fmt: skip
+POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
+# What --help shows, besides the program's own; --helpfull shows all.
+KEY_FLAGS = (
+    MODEL, OUT, CONFIG, POLICY, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, SEED,
+)  # fmt: skip
+
+
 def engine_config_from_flags() -> EngineConfig:
-    """The EngineConfig that the flags describe.
+    """The EngineConfig that the flags describe: defaults, under --config, under flags that were given.
+
+    The flags then hold what was resolved, so that flags.txt repeats it.
 
     Raises:
       ConfigError: a value that does not validate, or two that contradict.
     """
-    cache = CacheConfig(
-        page_size=PAGE_SIZE.value,
-        pages_per_chunk=PAGES_PER_CHUNK.value,
-        num_pages=NUM_PAGES.value,
-        device_bytes=DEVICE_BYTES.value,
-        device_fraction=DEVICE_FRACTION.value,
-    )
-    scheduler = SchedulerConfig(
-        policy=POLICY.value,
-        max_num_seqs=MAX_NUM_SEQS.value,
-        max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS.value,
-        watermark=WATERMARK.value,
-    )
-    return EngineConfig(
-        cache=cache,
-        scheduler=scheduler,
-        max_context=MAX_CONTEXT.value,
-        dtype=DTYPE.value,
-        seed=SEED.value,
-        async_depth=ASYNC_DEPTH.value,
-        deterministic=DETERMINISTIC.value,
-        attention_backend=ATTENTION_BACKEND.value,
-        precompile=PRECOMPILE.value,
-        compilation_cache_dir=COMPILATION_CACHE_DIR.value or None,
-        debug_checks=DEBUG_CHECKS.value,
-    )
+    values = copy.deepcopy(CONFIG.value) or {}
+    for section, holders in ENGINE_FLAGS.items():
+        given = {h.name: h.value for h in holders if h.present}
+        fields = values.setdefault(section, {}) if section else values
+        if any(name in given for name in POOL_SIZES):
+            for name in POOL_SIZES:
+                fields.pop(name, None)
+        fields.update(given)
+    values["compilation_cache_dir"] = values.get("compilation_cache_dir", DEFAULTS.compilation_cache_dir) or None
+    config = from_dict(EngineConfig, values, "--config")
+    for section, holders in ENGINE_FLAGS.items():
+        part = getattr(config, section) if section else config
+        for holder in holders:
+            flags.FLAGS[holder.name].value = getattr(part, holder.name)
+    flags.FLAGS[COMPILATION_CACHE_DIR.name].value = config.compilation_cache_dir or ""  # unset would be the default
+    return config
+
+
+def own_flags() -> list[flags.Flag]:
+    """The flags of this program: its own and those of the modules it imports from here, not absl's; by name."""
+    by_module = flags.FLAGS.flags_by_module_dict().items()
+    own = [f for module, fs in by_module if module == sys.argv[0] or module.startswith("experiments.") for f in fs]
+    return sorted(own, key=lambda f: f.name)
+
+
+def own_values() -> dict[str, Any]:
+    """The values of `own_flags`, plain JSON types."""
+    return {f.name: f.value for f in own_flags()}
 
 
 def required_model() -> str:
@@ -158,8 +238,13 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     return Engine.from_pretrained(model, config)
 
 
-def run_main(main: Callable[[], int | None]) -> NoReturn:
+def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
     """Parses flags, runs `main()` and exits with what it returns.
+
+    Args:
+      main: takes no arguments; with `takes`, the list of positional ones.
+      takes: names the positional arguments of a program that reads runs instead of making one, such as `RUN ...`; it
+        has no flags of the engine in its `--help`.
 
     Bad input (a flag, a file, a request: any FolioError) is one line on stderr and exit code 2. Ctrl-C is one line
     and exit code 130; what a program wrote before stays.
@@ -167,6 +252,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
     def guarded(argv: Sequence[str]) -> int:
         try:
+            if takes:
+                return main(list(argv[1:])) or 0
             if len(argv) > 1:
                 raise ConfigError(f"unexpected argument {argv[1]!r}: options are written --name=value")
             return main() or 0
@@ -175,6 +262,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         except KeyboardInterrupt:
             return _complain("interrupted", EXIT_INTERRUPTED)
 
+    for holder in () if takes else KEY_FLAGS:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
     app.run(guarded, flags_parser=_parse_flags)
     raise AssertionError("app.run always exits")
 

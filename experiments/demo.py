@@ -40,7 +40,6 @@ from experiments.workloads import WorkloadRequest
 if TYPE_CHECKING:
     from engine import Engine
 
-flags.adopt_module_key_flags(common_flags)
 WORKLOAD = flags.DEFINE_string("workload", "azure-like", "Workload spec; the demo sets its lengths, rate and number.")
 SECONDS = flags.DEFINE_float("seconds", 16.0, "Arrivals per point.", lower_bound=1.0)
 CONTROL = flags.DEFINE_bool("control", True, "Serve the longest contexts again with a pool that never fills.")
@@ -106,7 +105,8 @@ def demo_config(config: EngineConfig, model: ModelConfig, pool_tokens: int) -> E
     pages = cdiv(pool_tokens, config.cache.page_size) * model.num_layers
     cache = dataclasses.replace(config.cache, num_pages=pages, pages_per_chunk=config.cache.pages_per_chunk or 1)
     scheduler = config.scheduler
-    if not flags.FLAGS["max_num_seqs"].present:
+    overlay = (common_flags.CONFIG.value or {}).get("scheduler", {})
+    if not common_flags.MAX_NUM_SEQS.present and "max_num_seqs" not in overlay:
         scheduler = dataclasses.replace(scheduler, max_num_seqs=MAX_NUM_SEQS)
     return dataclasses.replace(
         config, cache=cache, scheduler=scheduler, max_context=config.max_context or MAX_PROMPT + MAX_OUTPUT

@@ -53,5 +53,12 @@ def _device() -> dict[str, Any] | None:
     jax = sys.modules.get("jax")
     if jax is None:
         return None
+    from pallas_kernels.dispatch import DEFAULTS
+
     devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "default_kernels": DEFAULTS[devices[0].platform],
+    }

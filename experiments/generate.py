@@ -23,7 +23,6 @@ from experiments import common_flags
 if TYPE_CHECKING:
     from engine import Engine, RequestOutput
 
-flags.adopt_module_key_flags(common_flags)
 PROMPT = flags.DEFINE_string("prompt", None, "Text; needs the model's tokenizer.json and the `hf` extra.")
 PROMPT_IDS = flags.DEFINE_list("prompt_ids", None, "Token ids, such as 1,2,3.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", SamplingParams().max_tokens, "Tokens to produce at most.")

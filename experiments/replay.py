@@ -103,6 +103,9 @@ class Schedule:
 class Observer:
     """What a program does with events; the defaults do nothing."""
 
+    def on_start(self, progress: Progress) -> None:
+        """The clock of the run starts."""
+
     def on_finished(self, request: WorkloadRequest, output: RequestOutput) -> None:
         """A request produced its last token."""
 
@@ -155,7 +158,8 @@ def replay(
     clock = engine.clock
     progress = Progress(len(requests), clock.now(), clock.now())
     schedule, live = Schedule(requests), {}
-    num_steps = len(engine.step_log)
+    engine.step_log.clear()
+    observer.on_start(progress)
     while stop.signal is None:
         progress.now = clock.now()
         while (due := schedule.next_due) is not None and progress.start + due <= progress.now:
@@ -173,11 +177,11 @@ def replay(
                     schedule.ended(request, _end_of(output.metrics) - progress.start)
                     observer.on_finished(request, output)
             progress.now = clock.now()
-            for record in engine.step_log[num_steps:]:
+            while engine.step_log:
+                record = engine.step_log.popleft()
                 progress.num_preempted += record.num_preempted
                 progress.last_step = record
                 observer.on_step(record, progress)
-            num_steps = len(engine.step_log)
         elif due is not None:
             sleep(min(IDLE_SLICE, progress.start + due - progress.now))
         else:

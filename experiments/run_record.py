@@ -1,27 +1,34 @@
 """The files of one run. Rows are written as they happen, so whatever ends the run, what is there can be read.
 
-config.json     every resolved setting, versions, device, commit, command line
+config.json     every resolved setting, versions, device, commit, command line, hashes
 flags.txt       the flags; `--flagfile=flags.txt` repeats the run
-requests.jsonl  one row per request that finished or was refused, in that order
+requests.jsonl  one row per request that finished, failed or was refused, in that order; then those left unfinished
 steps.jsonl     one row per engine step
+copies.jsonl    one row per copy between device and host, when there were any
 summary.json    vLLM bench names; written at the end, also when the run was interrupted
+timeline.json.gz    with --timeline, for ui.perfetto.dev
+
+Times in rows are seconds after the start of the run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from absl import flags
-
 from engine.errors import ConfigError, FolioError
+from engine.memory.moves import Copy
 from engine.metrics import RequestMetrics, StepRecord
+from experiments.common_flags import own_flags
 from experiments.workloads import WorkloadRequest
 
-FILES = ("config.json", "flags.txt", "requests.jsonl", "steps.jsonl", "summary.json")
+FILES = (
+    "config.json", "flags.txt", "requests.jsonl", "steps.jsonl", "copies.jsonl", "summary.json", "timeline.json.gz",
+)  # fmt: skip
+COMPLETED = ("stop", "length")  # finish reasons of a request that ran to its end
+NOT_REPEATED = ("out", "overwrite", "profile_dir")  # a repeated run says where its own results go
 
 
 def claim(directory: Path, overwrite: bool) -> Path:
@@ -49,6 +56,8 @@ class RunRecord:
 
     def __init__(self, directory: Path):
         self.directory = directory
+        self._t0 = 0.0  # of the run, on the engine's clock
+        self._copies: TextIO | None = None
         try:
             for name in FILES:
                 (directory / name).unlink(missing_ok=True)
@@ -62,19 +71,40 @@ class RunRecord:
         self._json("config.json", settings)
         (self.directory / "flags.txt").write_text(flagfile_text())
 
+    def begin(self, t0: float) -> None:
+        """The run starts now: `t0` on the engine's clock."""
+        self._t0 = t0
+
     def finished(self, request: WorkloadRequest, reason: str | None, metrics: RequestMetrics) -> None:
-        """Adds the row of a request that ran to its end."""
-        row = _described(request, "finished") | {"finish_reason": reason} | dataclasses.asdict(metrics)
-        del row["arrival"]  # on the engine's clock; arrival_s counts from the start of the run
-        _add(self._requests, row)
+        """Adds the row of a request that ended: to its end, or aborted."""
+        status = "finished" if reason in COMPLETED else "failed"
+        _add(self._requests, _described(request, status) | {"finish_reason": reason} | self._measured(metrics))
+
+    def unfinished(self, request: WorkloadRequest, metrics: RequestMetrics) -> None:
+        """Adds the row of a request that still waits or runs at the end."""
+        _add(self._requests, _described(request, "unfinished") | self._measured(metrics))
 
     def refused(self, request: WorkloadRequest, error: FolioError) -> None:
         """Adds the row of a request that was refused at arrival."""
         _add(self._requests, _described(request, "refused") | {"error": str(error)})
 
-    def step(self, record: StepRecord, t0: float) -> None:
-        """Adds the row of one step, its times counted from `t0`."""
-        _add(self._steps, dataclasses.asdict(record) | {"start": record.start - t0, "end": record.end - t0})
+    def _measured(self, metrics: RequestMetrics) -> dict[str, Any]:
+        row = dataclasses.asdict(metrics)
+        row["due_s"] = row.pop("arrival") - self._t0  # arrival_s, except for a turn that waits for the one before
+        return row
+
+    def step(self, record: StepRecord) -> None:
+        """Adds the row of one step, and those of its copies."""
+        row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "copies"}
+        _add(self._steps, row | {"start": record.start - self._t0, "end": record.end - self._t0})
+        for copy in record.copies:
+            self._copy(copy, record.step)
+
+    def _copy(self, copy: Copy, step: int) -> None:
+        if self._copies is None:
+            self._copies = self._open("copies.jsonl")
+        times = {"start": copy.start - self._t0, "end": copy.end - self._t0}
+        _add(self._copies, {"step": step} | dataclasses.asdict(copy) | times)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Writes summary.json."""
@@ -82,8 +112,9 @@ class RunRecord:
 
     def close(self) -> None:
         """Closes the row files."""
-        self._requests.close()
-        self._steps.close()
+        for file in (self._requests, self._steps, self._copies):
+            if file is not None:
+                file.close()
 
     def _open(self, name: str) -> TextIO:
         return open(self.directory / name, "w", encoding="utf-8", buffering=1)  # a row reaches the file at once
@@ -94,10 +125,9 @@ class RunRecord:
 
 
 def flagfile_text() -> str:
-    """The program's own flags as an absl flagfile; unset ones, and where results go, are left out."""
-    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    kept = [f for f in own if f.value is not None and f.name not in ("out", "overwrite")]
-    return "".join(f"{line}\n" for line in sorted(f.serialize() for f in kept))
+    """The program's flags as an absl flagfile; unset ones, and where results go, are left out."""
+    kept = [f for f in own_flags() if f.value is not None and f.name not in NOT_REPEATED]
+    return "".join(f"{f.serialize()}\n" for f in kept)
 
 
 def _described(request: WorkloadRequest, status: str) -> dict[str, Any]:

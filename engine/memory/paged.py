@@ -168,6 +168,11 @@ class PagedStore:
         """Whether a move of an earlier plan has not ended."""
         return self.host is not None and self.host.busy
 
+    @property
+    def num_host_pages(self) -> int:
+        """Pages the host tier holds."""
+        return self.host.used if self.host else 0
+
     def copied(self, copy: Copy) -> list[Owner]:
         """A move has ended. Returns the owners whose KV is lost with it, if it failed."""
         return cast(HostTier, self.host).copied(copy.block, copy.out, copy.ok)

@@ -85,6 +85,11 @@ class KVStore(Protocol):
         """Whether a move of an earlier plan has not ended."""
         ...
 
+    @property
+    def num_host_pages(self) -> int:
+        """Pages the host tier holds."""
+        ...
+
     def copied(self, copy: Copy) -> list[Owner]:
         """A move has ended. Returns the owners whose KV is lost with it, if it failed."""
         ...

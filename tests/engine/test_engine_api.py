@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engine.engine import STEP_LOG
 from engine.errors import RequestError
 from engine.request import SamplingParams
 from tests.engine.fake import fake_engine
@@ -19,6 +20,22 @@ def test_generate_beside_a_queued_request():
     outputs = engine.step()
     assert [(o.request_id, len(o.new_token_ids), o.finished) for o in outputs] == [(other, 1, False), (other, 1, True)]
     assert not engine.has_work()
+
+
+def test_the_step_log_is_bounded_and_unfinished_requests_are_known():
+    """A session that nobody watches keeps the latest records only."""
+    engine = fake_engine(num_pages=1024)
+    engine.add_request([1, 2, 3], SamplingParams(max_tokens=STEP_LOG + 10), request_id="long")
+    for _ in range(STEP_LOG + 5):
+        engine.step()
+    assert [r.step for r in engine.step_log] == list(range(6, STEP_LOG + 6))
+    engine.add_request([4], request_id="queued")
+    left = engine.unfinished()
+    assert left.keys() == {"long", "queued"}
+    assert (left["long"].num_output_tokens, left["long"].ttft_s) == (STEP_LOG + 5, 1.0)
+    assert left["queued"].queue_s is left["long"].e2e_s is None
+    engine.abort("queued")
+    assert engine.unfinished().keys() == {"long"}
 
 
 def test_streams_interleave_with_each_other_and_with_generate():

@@ -7,6 +7,7 @@ from absl import flags
 
 from engine.config import EngineConfig
 from experiments import common_flags
+from experiments.run_record import flagfile_text
 from tests.experiments import programs
 
 PROGRAMS = ("serve", "generate", "bench_engine", "demo")
@@ -18,11 +19,11 @@ def parsed():
     with_defaults = {n: flags.FLAGS[n].value for n in flags.FLAGS}
     yield lambda *args: flags.FLAGS(["test", *args])
     for name, value in with_defaults.items():
-        flags.FLAGS[name].value = value
+        flags.FLAGS[name].value, flags.FLAGS[name].present = value, 0
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_imports_no_jax(program):
+@pytest.mark.parametrize("program", [*PROGRAMS, "compare", "timeline"])
+def test_help_imports_no_jax_and_shows_what_people_use(program):
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['x', '--help']\n"
@@ -35,7 +36,8 @@ def test_help_imports_no_jax(program):
     process = programs.subprocess.run(
         [sys.executable, "-c", code], cwd=programs.ROOT, capture_output=True, text=True, timeout=60
     )
-    assert "--model" in process.stdout and "--page_size" in process.stdout, process.stderr
+    assert all((flag in process.stdout) == (program in PROGRAMS) for flag in ("--model", "--page_size")), process.stderr
+    assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 20
     assert "HEAVY []" in process.stdout
 
 
@@ -57,6 +59,30 @@ def test_flags_reach_the_configuration(parsed):
     assert (config.max_context, config.dtype, config.seed) == (99, "bfloat16", 3)
     assert config.deterministic and config.precompile and config.compilation_cache_dir is None
     assert config.attention_backend == "reference"
+
+
+def test_a_config_file_lies_under_given_flags_and_over_defaults(parsed, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"query_tile": 32, "cache": {"page_size": 32, "num_pages": 9}, "scheduler": {"watermark": 0}}')
+    parsed(f"--config={file}", "--page_size=8", "--device_bytes=1GiB")
+    config = common_flags.engine_config_from_flags()
+    assert (config.query_tile, config.cache.page_size, config.scheduler.watermark) == (32, 8, 0)
+    assert (config.cache.num_pages, config.cache.device_bytes) == (None, 1 << 30)  # the size given replaces the file's
+    assert config.max_tiles == EngineConfig().max_tiles
+
+
+def test_a_flagfile_repeats_the_configuration_without_the_file(parsed, tmp_path):
+    file, flagfile = tmp_path / "config.json", tmp_path / "flags.txt"
+    file.write_text(
+        '{"query_tile": 32, "cache": {"page_size": 32}, "compilation_cache_dir": null, "deterministic": true}'
+    )
+    parsed(f"--config={file}", "--max_num_seqs=7", "--out=somewhere")
+    first = common_flags.engine_config_from_flags()
+    flagfile.write_text(flagfile_text())
+    file.unlink()
+    parsed(f"--flagfile={flagfile}")
+    assert common_flags.engine_config_from_flags() == first
+    assert "--out" not in flagfile.read_text()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +119,17 @@ ABSURD = {
     "--model=": "--model is missing",
     "--workload=azur:x": "unknown name 'azur'",
     "--goodput=itl:3": "goodput 'itl:3'",
+    "--config=nowhere.json": "nowhere.json cannot be read",
+    "--config={": "not JSON",
+    '--config={"pages":3}': "--config: unknown field pages; known: cache, scheduler",
+    '--config={"cache":{"page_sise":3}}': "--config.cache: unknown field page_sise",
+    '--config={"cache":{"page_size":3}}': "page_size must be a power of two, got 3",
+    '--config={"cache":{"num_pages":"3"}}': "--config.cache.num_pages must be int | null, got '3'",
+    '--config={"deterministic":1}': "--config.deterministic must be bool, got 1",
+    '--config={"cache":3}': "cache must be a JSON object",
+    "--window=5": "--window=5: expected START:END",
+    "--window=5:3": "the end must be after the start",
+    "--profile_dir=/dev/null/x": "--profile_dir=/dev/null/x cannot be made",
     "extra": "unexpected argument 'extra'",
 }
 

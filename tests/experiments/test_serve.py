@@ -9,6 +9,7 @@ import pytest
 
 from tests.experiments import programs
 
+HASHES = ("model_hash", "weights_hash", "settings_hash")
 WORKLOAD = "synthetic:rate=50,num=20,prompt=uniform:5:40,output=uniform:1:6"
 
 
@@ -41,6 +42,10 @@ def test_requests_and_summary_agree(finished):
     assert summary["total_output_tokens"] == sum(r["output_len"] for r in requests)
     assert summary["mean_ttft_ms"] == pytest.approx(1e3 * sum(r["ttft_s"] for r in requests) / 20, abs=1e-2)
     assert summary["slo_attainment"] == 1.0
+    window, due = summary["window"], [r["due_s"] for r in requests]
+    assert (window["sent"], window["completed"], window["median_ttft_ms"]) == (20, 20, summary["median_ttft_ms"])
+    assert (window["start_s"], window["end_s"]) == pytest.approx((min(due), max(due)), abs=1e-5)
+    assert window["duration"] < summary["duration"]
     headline = json.loads(stdout.splitlines()[-1])
     assert headline["bench"] == "serve" and headline["completed"] == 20
     assert headline["mean_ttft_ms"] == pytest.approx(summary["mean_ttft_ms"], rel=1e-4)
@@ -61,6 +66,7 @@ def test_config_and_flags_repeat_the_run(finished, tmp_path):
     assert config["workload"] == WORKLOAD and config["engine"]["cache"]["page_size"] == 16
     assert config["packages"]["jax"] and config["python"].startswith("3.") and config["command"]
     assert set(config["commit"] or {"hash", "dirty"}) == {"hash", "dirty"}
+    assert config["flags"]["page_size"] == 16 and config["memory"]["max_context"] == config["max_context"]
     again = tmp_path / "again"
     code, _, stderr = programs.run("serve", f"--flagfile={out / 'flags.txt'}", f"--out={again}", timed=True)
     assert code == 0, stderr
@@ -68,6 +74,12 @@ def test_config_and_flags_repeat_the_run(finished, tmp_path):
         sorted((r["id"], r["arrival_s"], r["prompt_len"]) for r in rows(d / "requests.jsonl")) for d in (out, again)
     ]
     assert lengths[0] == lengths[1]
+    repeated = json.loads((again / "config.json").read_text())
+    assert [repeated[h] for h in HASHES] == [config[h] for h in HASHES]
+    other = tmp_path / "other"
+    programs.run("serve", f"--flagfile={out / 'flags.txt'}", f"--out={other}", "--max_num_seqs=9", timed=True)
+    changed = json.loads((other / "config.json").read_text())
+    assert [h for h in HASHES if changed[h] != config[h]] == ["settings_hash"]
 
 
 def test_an_earlier_run_is_not_overwritten(finished):
@@ -115,11 +127,34 @@ def test_interrupted_run_says_how_far_it_got(tmp_path, number, code):
     assert returncode == code
     summary, requests = json.loads((tmp_path / "summary.json").read_text()), rows(tmp_path / "requests.jsonl")
     assert summary["interrupted"] is True and summary["stopped_by"] == number.name
-    assert 5 <= summary["completed"] == len(requests) < 4000
+    finished = [r for r in requests if r["status"] == "finished"]
+    assert 5 <= summary["completed"] == len(finished) < 4000
+    assert summary["in_flight"] == summary["unfinished"] == len(requests) - len(finished)
     assert summary["arrived"] == summary["completed"] + summary["in_flight"]
     assert summary["arrived"] + summary["not_arrived"] == summary["num_requests"] == 4000
     assert f"interrupted by {number.name}" in stdout
     assert json.loads(stdout.splitlines()[-1])["interrupted"] is True
+
+
+def test_a_window_is_reported_beside_the_whole_run(tmp_path):
+    code, stdout, stderr = programs.run(
+        "serve", "--model=timed", f"--workload={WORKLOAD}", f"--out={tmp_path}", "--window=0.1:0.2", timed=True
+    )
+    assert code == 0, stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    inside = [r for r in rows(tmp_path / "requests.jsonl") if 0.1 <= r["due_s"] <= 0.2]
+    assert 0 < summary["window"]["sent"] == len(inside) < summary["sent"] == 20
+    assert summary["window"]["duration"] == pytest.approx(0.1)
+    assert "due in 0.1-0.2 s" in stdout
+
+
+def test_a_profile_is_traced(tmp_path):
+    code, _, stderr = programs.run(
+        "serve", "--model=timed", "--workload=synthetic:rate=50,num=2,output=fixed:2", f"--out={tmp_path}/run",
+        f"--profile_dir={tmp_path}/profile", timed=True,
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert list((tmp_path / "profile").glob("**/*.xplane.pb"))
 
 
 def test_killed_run_leaves_readable_rows(tmp_path):

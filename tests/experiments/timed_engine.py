@@ -4,12 +4,12 @@ decode step, on a virtual clock or on the wall clock. Produces token 0 for ever.
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import numpy as np
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
+from engine.executor.memory_plan import MemoryPlan
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
 from engine.scheduler.plan import StepResult
@@ -66,9 +66,7 @@ def timed_engine(
     """An engine whose pool holds `num_pages` pages of 16 tokens of one layer; two layers."""
     clock = clock or VirtualClock()
     config = EngineConfig(cache=CacheConfig(num_pages=num_pages), scheduler=SchedulerConfig(max_num_seqs=64))
-    memory = SimpleNamespace(
-        max_context=max_context, max_batched_tokens=max_batched_tokens, table=lambda: "KV arena: none"
-    )
+    memory = MemoryPlan(num_pages, 1, 1, max_context, "", max_batched_tokens, 0, 0, 0, 0)
     pool = PagePool(num_pages, MODEL.num_layers, 1)
     store = PagedStore(pool, config.scheduler.max_num_seqs, config.cache.page_size, max_context)
-    return TimedEngine(MODEL, config, memory, store, TimedExecutor(clock, token_s, decode_s), clock)  # type: ignore[arg-type]
+    return TimedEngine(MODEL, config, memory, store, TimedExecutor(clock, token_s, decode_s), clock)
