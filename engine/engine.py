@@ -287,7 +287,7 @@ class Engine:
 
     def _account(self, step: InFlight) -> list[RequestOutput]:
         """Waits for a step; phases, metrics and frees follow. A row whose request has ended meanwhile is dropped."""
-        plan, result = step.plan, self.executor.collect(step.ticket)
+        result = self.executor.collect(step.ticket)
         self._account_copies(result.copies)
         for request in step.prefilled:
             if request.scheduled is None:

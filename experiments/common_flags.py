@@ -173,7 +173,8 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
 # What --help shows, besides the program's own; --helpfull shows all.
 KEY_FLAGS = (
-    MODEL, OUT, CONFIG, POLICY, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, SEED,
+    MODEL, OUT, CONFIG, POLICY, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS,
+    SEED,
 )  # fmt: skip
 
 
