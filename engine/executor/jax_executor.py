@@ -18,7 +18,9 @@ from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.executor.packing import Bucket, Packer, SubBatch
 from engine.executor.programs import Programs
-from engine.scheduler.plan import Plan, SamplingRows, StepResult
+from engine.logprobs import ROW_FIELDS
+from engine.scheduler.plan import Plan, StepResult
+from engine.scheduler.sampling_rows import FIELDS, ROW, need_logprobs, need_sampler
 from pallas_kernels import KVSpec, init_arena
 
 DELTA_SIZES = (256, 4096)  # entries of one page-table scatter; more of them take several
@@ -33,6 +35,7 @@ class Ticket:
     batches: list[SubBatch]
     last_tokens: jax.Array  # int32 [slots + 1], after the step
     logits: list[jax.Array | None]  # per sub-batch
+    logprobs: list[jax.Array | None]  # per sub-batch
     start: float
 
 
@@ -83,30 +86,33 @@ class JaxExecutor:
             for i, batch in enumerate(batches):
                 layer = self.programs.layer(batch.bucket)
                 self._kv, xs[i] = layer(weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window)
-        logits = []
+        logits, logprobs = [], []
         for x, batch, p in zip(xs, batches, packed, strict=True):
-            logits.append(self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else None)
-        return Ticket(plan, batches, self._last_tokens, logits, start)
+            known = self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else (None, None)
+            logits.append(known[0])
+            logprobs.append(known[1])
+        return Ticket(plan, batches, self._last_tokens, logits, logprobs, start)
 
-    def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: SamplingRows | None):
-        """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured."""
-        rows = None  # all greedy: another program, without the sampler
-        if sampling is not None and sampling.temperature[batch.plan_rows].any():
+    def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: np.ndarray | None):
+        """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured and its
+        log-probabilities when asked for."""
+        rows, logprobs = None, False  # all greedy: another program, without the sampler
+        if sampling is not None and need_sampler(sampling[batch.plan_rows]):
             rows = self._put(pack_sampling(batch, sampling))
-        tail = self.programs.tail(batch.bucket)
-        self._last_tokens, logits = tail(self.params, x, self._last_tokens, packed, rows)
-        return logits
+            logprobs = need_logprobs(sampling[batch.plan_rows])
+        tail = self.programs.tail(batch.bucket, logprobs)
+        self._last_tokens, *known = tail(self.params, x, self._last_tokens, packed, rows)
+        return known
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Waits for a step and returns its tokens."""
         tokens = np.array(ticket.last_tokens)[ticket.plan.sampled_slots]
-        logits = None
+        logits = logprobs = None
         if self.config.capture_logits:
-            logits = np.zeros((len(tokens), self.model.vocab_size), np.float32)
-            for batch, captured in zip(ticket.batches, ticket.logits, strict=True):
-                if captured is not None:
-                    logits[batch.plan_rows] = np.asarray(captured)[batch.head_rows]
-        return StepResult(tokens, logits, ticket.start, self.clock.now())
+            logits = by_plan_row(ticket, ticket.logits, np.zeros((len(tokens), self.model.vocab_size), np.float32))
+        if any(x is not None for x in ticket.logprobs):
+            logprobs = by_plan_row(ticket, ticket.logprobs, np.zeros((len(tokens), ROW_FIELDS), np.int32))
+        return StepResult(tokens, logits, ticket.start, self.clock.now(), logprobs)
 
     def _apply_deltas(self, deltas: np.ndarray) -> None:
         at = 0
@@ -134,8 +140,9 @@ class JaxExecutor:
         weights, index, window = self.params["layers"][0], self._layer_index[0], self._windows[0]
         self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window)
         batch = SubBatch(bucket, packed, np.arange(bucket.outputs), np.arange(bucket.outputs))
-        ints, floats = np.ones(bucket.outputs, np.int32), np.ones(bucket.outputs, np.float32)
-        for sampling in (None, SamplingRows(floats, ints, floats, ints, ints)):
+        for temperature, logprobs in ((0, 0), (1, 0), (1, 1)):
+            sampling = np.zeros(bucket.outputs, ROW)
+            sampling["temperature"], sampling["logprobs"] = temperature, logprobs
             self._tail(batch, x, p, sampling)
         jax.block_until_ready(self._last_tokens)
 
@@ -147,10 +154,16 @@ class JaxExecutor:
         jax.block_until_ready(self._table)
 
 
-def pack_sampling(batch: SubBatch, sampling: SamplingRows) -> np.ndarray:
-    """Sampling arrays of a sub-batch's LM-head rows as int32 [5, R] (floats as bits); rows of nobody are greedy."""
-    rows = np.zeros((5, batch.bucket.outputs), np.int32)
-    columns = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.index)
-    for row, values in zip(rows, columns, strict=True):
-        row[batch.head_rows] = np.ascontiguousarray(values[batch.plan_rows]).view(np.int32)
-    return rows
+def pack_sampling(batch: SubBatch, sampling: np.ndarray) -> np.ndarray:
+    """The plan's `ROW`s [R] for a sub-batch's LM-head rows, int32 [outputs, FIELDS]; rows of nobody are greedy."""
+    rows = np.zeros(batch.bucket.outputs, ROW)
+    rows[batch.head_rows] = sampling[batch.plan_rows]
+    return rows.view(np.int32).reshape(-1, FIELDS)
+
+
+def by_plan_row(ticket: Ticket, parts: list[jax.Array | None], out: np.ndarray) -> np.ndarray:
+    """Fills `out` [R, ...] from what each sub-batch computed for its LM-head rows."""
+    for batch, part in zip(ticket.batches, parts, strict=True):
+        if part is not None:
+            out[batch.plan_rows] = np.asarray(part)[batch.head_rows]
+    return out

@@ -12,7 +12,8 @@ import numpy as np
 
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
-from engine.scheduler.plan import Plan, Prefill, SamplingRows
+from engine.scheduler.plan import Plan, Prefill
+from engine.scheduler.sampling_rows import ROW, need_sampler, sampling_row
 
 NO_STOP, MANY_STOPS = -1, -2  # values of `stop` besides a token id
 
@@ -31,10 +32,7 @@ class SchedulerState:
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
         self.stop = np.full(n, NO_STOP, np.int32)  # its stop token when it has one
         self.prompt_length = np.zeros(n, np.int32)
-        self.temperature = np.zeros(n, np.float32)
-        self.top_k = np.zeros(n, np.int32)
-        self.top_p = np.ones(n, np.float32)
-        self.seed = np.zeros(n, np.int32)
+        self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
         self.step = 0
 
@@ -46,7 +44,6 @@ class SchedulerState:
         """
         tokens = request.all_tokens()
         slot = self.store.open(len(tokens))
-        p = request.params
         request.slot, request.phase = slot, Phase.RUNNING
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
@@ -55,8 +52,7 @@ class SchedulerState:
         self.limit[slot] = request.max_length
         stops = request.stop_ids
         self.stop[slot] = NO_STOP if not stops else MANY_STOPS if len(stops) > 1 else next(iter(stops))
-        self.temperature[slot], self.top_k[slot], self.top_p[slot] = p.temperature, p.top_k, p.top_p
-        self.seed[slot], self.forced[slot] = request.seed, bool(p.forced_tokens)
+        self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
         return Prefill(slot, 0, tokens, samples=True)
 
     def release(self, slots: np.ndarray) -> None:
@@ -99,12 +95,10 @@ class SchedulerState:
             num_preempted=num_preempted,
         )
 
-    def _sampling(self, rows: np.ndarray) -> SamplingRows | None:
-        temperature = self.temperature[rows]
-        if not temperature.any():
-            return None
-        index = self.length[rows] - self.prompt_length[rows]
-        return SamplingRows(temperature, self.top_k[rows], self.top_p[rows], self.seed[rows], index)
+    def _sampling(self, slots: np.ndarray) -> np.ndarray | None:
+        rows = self.sampling[slots]  # a copy
+        rows["index"] = self.length[slots] - self.prompt_length[slots]
+        return rows if need_sampler(rows) else None
 
     def _forced(self, rows: np.ndarray) -> np.ndarray | None:
         if not self.forced[rows].any():
@@ -122,7 +116,8 @@ class SchedulerState:
         """Records one new token per slot. Returns who ends with it: 0 goes on, 1 stop token, 2 length."""
         self.length[slots] += 1
         ended = np.where(self.length[slots] >= self.limit[slots], 2, 0)
-        stop = self.stop[slots]
+        too_early = self.length[slots] - self.prompt_length[slots] <= self.sampling["min_tokens"][slots]
+        stop = np.where(too_early, NO_STOP, self.stop[slots])  # forced tokens can be stop tokens
         ended[tokens == stop] = 1
         for i in np.flatnonzero(stop == MANY_STOPS).tolist():
             request = self.requests[slots[i]]

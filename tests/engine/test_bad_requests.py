@@ -74,7 +74,7 @@ def test_abort_in_every_phase():
         (lambda: CacheConfig(device_fraction=1.5), r"device_fraction must be in \(0, 1\], got 1.5"),
         (lambda: SchedulerConfig(max_num_seqs=0), "max_num_seqs must be in"),
         (lambda: SchedulerConfig(watermark=1.0), "watermark must be in"),
-        (lambda: EngineConfig(dtype="float17"), "dtype 'float17'; known: float32, bfloat16"),
+        (lambda: EngineConfig(dtype="float17"), "dtype 'float17'; known: float32, bfloat16, float16"),
         (lambda: EngineConfig(query_tile=48), "query_tile must be a power of two"),
         (lambda: EngineConfig(deterministic=True, query_tile=16, max_tiles=2), ">= 64 tokens"),
         (lambda: SamplingParams(temperature=-1), r"temperature must be 0 .greedy. or in \[1e-4, 1e4\], got -1"),
