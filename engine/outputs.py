@@ -22,10 +22,10 @@ class RequestOutput:
     def __init__(self, request: Request, num_new: int, finished: bool, tokenizer: Tokenizer | None):
         self._request, self._end = request, len(request.output)
         self._start, self.finished, self._tokenizer = self._end - num_new, finished, tokenizer
-        growing = request.text
-        self._text = None if growing is None else growing.text
-        # What this step adds to the text; None unless it is decoded as it grows (streams, stop strings).
-        self.new_text: str | None = growing.new if growing is not None and num_new else None
+        self._text: str | None = None
+        self.new_text: str | None = None  # what this step adds to text that is decoded as it grows (streams, `stop`)
+        if request.text is not None:
+            self._text, self.new_text = request.text.text, request.text.new if num_new else None
 
     @property
     def request_id(self) -> str:

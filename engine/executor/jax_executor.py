@@ -97,9 +97,9 @@ class JaxExecutor:
         """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured and its
         log-probabilities when asked for."""
         rows, logprobs = None, False  # all greedy: another program, without the sampler
-        if sampling is not None and need_sampler(sampling[batch.plan_rows]):
-            rows = self._put(pack_sampling(batch, sampling))
-            logprobs = need_logprobs(sampling[batch.plan_rows])
+        mine = None if sampling is None else sampling.take(batch.plan_rows)
+        if mine is not None and need_sampler(mine):
+            rows, logprobs = self._put(pack_sampling(batch, mine)), need_logprobs(mine)
         tail = self.programs.tail(batch.bucket, logprobs)
         self._last_tokens, *known = tail(self.params, x, self._last_tokens, packed, rows)
         return known
@@ -155,9 +155,9 @@ class JaxExecutor:
 
 
 def pack_sampling(batch: SubBatch, sampling: np.ndarray) -> np.ndarray:
-    """The plan's `ROW`s [R] for a sub-batch's LM-head rows, int32 [outputs, FIELDS]; rows of nobody are greedy."""
+    """`ROW`s of a sub-batch's sampled rows -> of all its LM-head rows, int32 [outputs, FIELDS]; the rest is greedy."""
     rows = np.zeros(batch.bucket.outputs, ROW)
-    rows[batch.head_rows] = sampling[batch.plan_rows]
+    rows[batch.head_rows] = sampling
     return rows.view(np.int32).reshape(-1, FIELDS)
 
 

@@ -24,7 +24,7 @@ def most_likely(logits: jax.Array) -> jax.Array:
 
 def _ordered(x: jax.Array) -> jax.Array:
     """Float32 -> uint32 with the same order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0.0 is 0.0
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
@@ -86,15 +86,18 @@ def sample(logits: jax.Array, rows: jax.Array) -> jax.Array:
     early = (p["index"] < p["min_tokens"])[:, None]
     forbidden = jnp.where(early, p["stop_ids"], vocab)  # out of range: dropped
     logits = logits.at[jnp.arange(len(logits))[:, None], forbidden].set(-jnp.inf, mode="drop")
-    greedy = p["temperature"] == 0
-    scaled = logits / jnp.where(greedy, 1.0, p["temperature"])[:, None]
+    greedy, best = p["temperature"] == 0, most_likely(logits)
 
     def noise(s, i):
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(s), i), (vocab,), jnp.float32)
 
-    noisy = scaled + jax.vmap(noise)(p["seed"], p["index"])
-    noisy = jnp.where(keep(scaled, p["min_p"], p["top_k"], p["top_p"]), noisy, -jnp.inf)
-    return jnp.where(greedy, most_likely(logits), most_likely(noisy))
+    def draw():
+        scaled = logits / jnp.where(greedy, 1.0, p["temperature"])[:, None]
+        noisy = scaled + jax.vmap(noise)(p["seed"], p["index"])
+        noisy = jnp.where(keep(scaled, p["min_p"], p["top_k"], p["top_p"]), noisy, -jnp.inf)
+        return jnp.where(greedy, best, most_likely(noisy))
+
+    return jax.lax.cond(greedy.all(), lambda: best, draw)  # all greedy: here for masks or log-probabilities alone
 
 
 def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:

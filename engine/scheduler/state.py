@@ -96,7 +96,7 @@ class SchedulerState:
         )
 
     def _sampling(self, slots: np.ndarray) -> np.ndarray | None:
-        rows = self.sampling[slots]  # a copy
+        rows = self.sampling.take(slots)  # a copy; a tenth of the time of [slots]
         rows["index"] = self.length[slots] - self.prompt_length[slots]
         return rows if need_sampler(rows) else None
 
