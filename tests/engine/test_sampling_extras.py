@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from engine.request import SamplingParams
+from tests.engine.test_output_text import Pieces
 from tests.engine.test_same_tokens import OUTPUT, engine_of, plain, plain_engine, serve
 from tests.engine.tiny import prompts, tiny_engine
 
@@ -75,3 +76,23 @@ def test_extras_change_nobody_elses_tokens_and_survive_preemption():
         assert got.token_ids == alone.token_ids and got.finish_reason == alone.finish_reason
         assert np.array_equal(got.logits, alone.logits) and got.logprobs == alone.logprobs
     assert together[1].token_ids == list(plain("wide", tuple(prompt_list[1]), True)[0])
+
+
+def test_stop_strings_survive_preemption():
+    """The stop string of each request crosses two of its tokens; the same end alone, and preempted in a batch."""
+    prompt_list = prompts([63, 63, 63, 17])
+    tokenizer = Pieces([f" w{i}".encode() for i in range(512)])
+    params = []
+    for prompt in prompt_list:
+        tokens = plain("wide", tuple(prompt), True)[0]
+        params.append(SamplingParams(max_tokens=OUTPUT, ignore_eos=True, stop=(f"{tokens[-3]} w{tokens[-2]}",)))
+    engine = tiny_engine(num_pages=14, deterministic=True)
+    engine.tokenizer = tokenizer
+    outputs, preemptions = serve(engine, prompt_list, params, [0] * 4)
+    assert preemptions > 0
+    for prompt, p, out in zip(prompt_list, params, outputs, strict=True):
+        tokens = list(plain("wide", tuple(prompt), True)[0])
+        whole = tokenizer.decode(tokens)
+        assert out.text == whole[: whole.index(p.stop[0])] and out.stop_reason == p.stop[0]
+        assert out.token_ids == tokens[: len(out.token_ids)]
+        assert p.stop[0] in tokenizer.decode(out.token_ids) and p.stop[0] not in tokenizer.decode(out.token_ids[:-1])
