@@ -33,12 +33,13 @@ class OutputText:
         if last:
             piece += self._stream.finish()
         pending = self._held + piece
-        end, start, stop = len(pending), len(pending), None
-        if may_stop and piece:
-            end, start, stop = min(self._matches(pending), default=(end, start, stop))
-        if stop is None and not last:
-            start = len(pending) - self._undecided(pending)
-        self.new, self._held = pending[:start], (pending[start:] if stop is None else "")
+        matches = self._matches(pending) if may_stop and piece else []
+        if matches:
+            _, cut, stop = min(matches)
+            self.new, self._held = pending[:cut], ""
+        else:
+            cut = len(pending) - (0 if last else self._undecided(pending))
+            stop, self.new, self._held = None, pending[:cut], pending[cut:]
         self.text += self.new
         return stop
 
@@ -47,7 +48,7 @@ class OutputText:
         self.text += self._held + self._stream.finish()
         self._held = ""
 
-    def _matches(self, pending: str) -> list[tuple[int, int, str | None]]:
+    def _matches(self, pending: str) -> list[tuple[int, int, str]]:
         """(end, start, stop string) of each one's first match that ends beyond the text held so far."""
         found = []
         for stop in self._stops:

@@ -48,7 +48,8 @@ def account(request: Request, token: int, end: int) -> int:
     Returns:
       The same, or 1 when the token completes a stop string.
     """
-    p, stop = request.params, None
+    p = request.params
+    stop: int | str | None = None
     if request.text is not None:
         stop = request.text.add(token, last=bool(end), may_stop=len(request.output) > p.min_tokens)
     if end == STOP:  # a stop token goes before a string that it completes
