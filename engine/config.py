@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.errors import ConfigError
 
-DTYPES = {"float32": 4, "bfloat16": 2}  # bytes per element
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
 ROPE_SCALINGS = ("default", "linear", "llama3")
 

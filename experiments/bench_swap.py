@@ -92,7 +92,13 @@ def main() -> int:
     speed = {name: 2 * num_bytes / float(np.median(s)) / 1e9 for name, s in seconds.items()}
     ratio = {n: float(np.median(np.divide(seconds[n], seconds["engine"]))) for n in ("by hand", "plain")}
     print(format_table(["way", "GB/s", "engine / it"], [[n, v, ratio.get(n, 1.0)] for n, v in speed.items()]))
-    line = {"bench": "swap", "gib": num_bytes / 2**30, "layers": LAYERS.value, "dtype": dtype, "page_size": spec.page_size}
+    line = {
+        "bench": "swap",
+        "gib": num_bytes / 2**30,
+        "layers": LAYERS.value,
+        "dtype": dtype,
+        "page_size": spec.page_size,
+    }
     line |= {f"{n.replace(' ', '_')}_gbs": rounded(v) for n, v in speed.items()}
     line |= {f"engine_over_{n.replace(' ', '_')}": rounded(v) for n, v in ratio.items()}
     print(json.dumps(line))

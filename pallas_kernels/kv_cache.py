@@ -26,7 +26,7 @@ class KVSpec:
     page_size: int  # S: tokens of one layer in a page, a power of two
     num_kv_heads: int  # K
     head_dim: int  # D
-    dtype: str  # "float32" | "bfloat16": what the values mean, not how they are stored
+    dtype: str  # a key of DTYPES: what the values mean, not how they are stored
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -41,7 +41,7 @@ class KVSpec:
 
 
 def storage_dtype(spec: KVSpec, platform: str) -> jnp.dtype:
-    """The dtype pages are stored in: 16-bit values as uint16 on CPU, where JAX 0.10.2 would convert a whole bfloat16
+    """The dtype pages are stored in: 16-bit values as uint16 on CPU, where JAX 0.10.2 would convert a whole 16-bit
     arena to float32 and back at every write; otherwise the dtype itself."""
     return jnp.dtype("uint16" if platform == "cpu" and DTYPES[spec.dtype] == 2 else spec.dtype)
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine.config import ModelConfig
 from engine.executor.packing import FROM_DEVICE, Bucket
-from engine.executor.sampling import most_likely, sample
+from engine.executor.sampling import log_probabilities, most_likely, sample
 from engine.models import llama
 from pallas_kernels import ATTENTION_KERNELS, KVArena, PagedView, decode_attention, prefill_attention, write_kv
 
@@ -37,7 +37,7 @@ class Programs:
         self.deterministic, self.capture = deterministic, capture
         self.embed = lru_cache(None)(lambda bucket: jax.jit(partial(self._embed, bucket)))
         self.layer = lru_cache(None)(lambda bucket: jax.jit(partial(self._layer, bucket), donate_argnums=(1, 2)))
-        self.tail = lru_cache(None)(lambda bucket: jax.jit(partial(self._tail, bucket)))
+        self.tail = lru_cache(None)(lambda bucket, logprobs: jax.jit(partial(self._tail, bucket, logprobs)))
         self.apply_deltas = jax.jit(_apply_deltas, donate_argnums=0)
         self.poison = jax.jit(_poison, donate_argnums=0)
 
@@ -117,12 +117,18 @@ class Programs:
                 outs.append(cast(jax.Array, o).reshape(-1, *q.shape[1:]))
         return jnp.concatenate(outs) if len(outs) > 1 else outs[0], kv
 
-    def _tail(self, bucket: Bucket, params: Any, x: jax.Array, last_tokens: jax.Array, packed: jax.Array, rows=None):
-        """LM head over decode rows and tile ends, then the next tokens.
-
-        rows: None (all greedy) or sampling arrays [R] as int32 [5, R] (floats bitcast). Returns (last_tokens with the
-        new tokens in their slots, logits [R, V] when captured).
-        """
+    def _tail(
+        self,
+        bucket: Bucket,
+        logprobs: bool,
+        params: Any,
+        x: jax.Array,  # [T, M]
+        last_tokens: jax.Array,  # int32 [slots + 1]
+        packed: jax.Array,
+        rows: jax.Array | None = None,  # int32 [R, FIELDS], see `sampling.unpack`; None: all greedy
+    ):
+        """LM head over decode rows and tile ends, then the next tokens -> (last_tokens with them in their slots, logits
+        float32 [R, V] when captured, log-probabilities int32 [R, ROW_FIELDS] when asked for)."""
         b = bucket.unpack(packed)
         ends = x[bucket.rows :].reshape(bucket.tiles, bucket.tile, x.shape[-1])
         ends = ends[jnp.arange(bucket.tiles), jnp.maximum(b["tile_length"] - 1, 0)]
@@ -130,13 +136,10 @@ class Programs:
         if self.deterministic:
             x = jnp.pad(x, ((0, max(0, HEAD_BUCKET - bucket.outputs)), (0, 0)))
         logits = llama.head(params, self.model, x)[: bucket.outputs]
-        if rows is None:
-            tokens = most_likely(logits)
-        else:
-            as_float = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float32)
-            tokens = sample(logits, as_float(rows[0]), rows[1], as_float(rows[2]), rows[3], rows[4])
+        tokens = most_likely(logits) if rows is None else sample(logits, rows)
         tokens = jnp.where(b["out_forced"] >= 0, b["out_forced"], tokens)
-        return last_tokens.at[b["out_slot"]].set(tokens), logits if self.capture else None
+        known = log_probabilities(logits, tokens) if logprobs else None
+        return last_tokens.at[b["out_slot"]].set(tokens), logits if self.capture else None, known
 
 
 def _apply_deltas(table: jax.Array, deltas: jax.Array) -> jax.Array:
