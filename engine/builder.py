@@ -17,6 +17,7 @@ from engine.executor.memory_plan import make_memory_plan
 from engine.memory.host import HostTier
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
+from engine.memory.parking import ParkingStore
 from engine.models import hf_config, llama, tensors, weights
 from engine.presets import PRESETS
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -56,11 +57,14 @@ def assemble(
     """An engine from parameters that are on the device already."""
     pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
     host = HostTier(config.cache.host_bytes // spec.page_bytes) if config.cache.host_bytes else None
-    store = PagedStore(pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context, host)
+    sizes = (pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context)
+    if host is None:
+        store = PagedStore(*sizes)
+    else:
+        store = ParkingStore(*sizes, host=host, transient_pages=config.cache.transient_pages)
     clock = WallClock()
-    executor = JaxExecutor(
-        model, params, config, mesh, spec, pool.arena_pages, store.num_slots, store.table_width, clock
-    )
+    arena_pages = pool.arena_pages + config.cache.transient_pages
+    executor = JaxExecutor(model, params, config, mesh, spec, arena_pages, store.num_slots, store.table_width, clock)
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:
         logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)

@@ -269,7 +269,7 @@ class Engine:
             unmapped[plan.deltas[:, 3]] = True
             for move in plan.moves:
                 unmapped[move.pages] &= not move.out  # still to be read
-            self.executor.poison(unmapped)
+            self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
         rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
         for request, _ in rows:
             request.in_flight += 1

@@ -7,7 +7,8 @@ token sampled into each slot, from which the next decode step reads its input. `
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import jax
@@ -21,7 +22,7 @@ from engine.executor.packing import Bucket, Packer, SubBatch
 from engine.executor.programs import Programs
 from engine.executor.transfers import Transfer, Transfers
 from engine.logprobs import ROW_FIELDS
-from engine.memory.moves import Copy, Move
+from engine.memory.moves import Copy, Move, Stream
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.sampling_rows import FIELDS, ROW, need_logprobs, need_sampler
 from pallas_kernels import KVSpec, init_arena
@@ -66,6 +67,8 @@ class JaxExecutor:
         if config.cache.host_bytes:
             self.transfers = Transfers(sharded, spec.page_bytes, clock, config.link_gbs, config.cache.staging_bytes)
         self._fetched: deque[Transfer] = deque()  # blocks on their way in
+        self._transient = arena_pages - config.cache.transient_pages  # the first transient page
+        self._nothing_parked = lru_cache(None)(lambda b: self._put(np.zeros((b.rows + b.tiles, 3), np.int32)))
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
         self._last_tokens = self._put(np.zeros(num_slots + 1, np.int32))  # the last entry is nobody's
         self._layer_index = [self._put(np.int32(i)) for i in range(model.num_layers)]
@@ -92,12 +95,16 @@ class JaxExecutor:
             for b, p in zip(batches, packed, strict=True)
         ]
         xs, ropes = [x for x, _ in states], [rope for _, rope in states]
+        streams = {s.layer: s for s in plan.streams}
         layers = zip(self.params["layers"], self._layer_index, self._windows, strict=True)
         for number, (weights, index, window) in enumerate(layers):
             self._land(incoming, number)
             for i, batch in enumerate(batches):
                 layer = self.programs.layer(batch.bucket)
-                self._kv, xs[i] = layer(weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window)
+                parked = self._parked(batch, streams.get(number))
+                self._kv, xs[i] = layer(
+                    weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window, parked
+                )
         logits, logprobs = [], []
         for x, batch, p in zip(xs, batches, packed, strict=True):
             known = self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else (None, None)
@@ -109,15 +116,26 @@ class JaxExecutor:
         """Starts the plan's copies out, before anything of the step is written. Returns its copies in, by layer."""
         if self.transfers is None:
             return deque()
-        out, incoming = (
-            [m for m in plan.moves if m.out],
-            sorted((m for m in plan.moves if not m.out), key=lambda m: m.layer),
-        )
-        self.transfers.expect(out + incoming)
+        out, back = [m for m in plan.moves if m.out], [m for m in plan.moves if not m.out]
+        for move in (m for stream in plan.streams for m in stream.fetches):
+            back.append(replace(move, pages=np.where(move.pages < 0, move.pages, move.pages + self._transient)))
+        back.sort(key=lambda m: m.layer)
+        self.transfers.expect(out + back)
         for move in out:
             self.transfers.send(self._kv, move)
         self.transfers.drop(plan.freed_blocks)
-        return deque(incoming)
+        return deque(back)
+
+    def _parked(self, batch: SubBatch, stream: Stream | None) -> jax.Array | None:
+        """Where a sub-batch's rows and tiles find their parked pages, int32 [rows + tiles, 3]; None: no host tier."""
+        if self.transfers is None:
+            return None
+        if stream is None:
+            return self._nothing_parked(batch.bucket)
+        by_slot = np.zeros((self.packer.num_slots, 3), np.int32)
+        by_slot[stream.rows[:, 0]] = stream.rows[:, 1:] + (0, 0, self._transient)
+        part = batch.bucket.unpack(batch.packed)
+        return self._put(by_slot[np.concatenate([part["row_slot"], part["tile_slot"]])])
 
     def abandon(self) -> tuple[Copy, ...]:
         """After a failed `submit`: forgets what it had begun. Returns the copies that have ended or never started."""
@@ -131,7 +149,7 @@ class JaxExecutor:
         """Brings in what this layer is about to read, and has the next layer's blocks on their way meanwhile."""
         if self.transfers is None:
             return
-        while incoming and incoming[0].layer <= layer + 1:
+        while incoming and incoming[0].layer <= layer + self.config.prefetch_depth:
             transfer = self.transfers.fetch(incoming.popleft())
             if transfer is not None:
                 self._fetched.append(transfer)
@@ -189,8 +207,9 @@ class JaxExecutor:
         p = self._put(packed)
         x, rope = self.programs.embed(bucket)(self.params, self._last_tokens, p)
         weights, index, window = self.params["layers"][0], self._layer_index[0], self._windows[0]
-        self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window)
         batch = SubBatch(bucket, packed, np.arange(bucket.outputs), np.arange(bucket.outputs))
+        parked = self._parked(batch, None)
+        self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window, parked)
         for temperature, logprobs in ((0, 0), (1, 0), (1, 1)):
             sampling = np.zeros(bucket.outputs, ROW)
             sampling["temperature"], sampling["logprobs"] = temperature, logprobs

@@ -63,6 +63,7 @@ class Programs:
         packed: jax.Array,
         index: jax.Array,  # int32 scalar: which layer
         window: jax.Array,  # int32 scalar
+        parked: jax.Array | None,  # int32 [rows + tiles, 3]: what of each is streamed; None: no host tier
     ) -> tuple[KVArena, jax.Array]:
         """One layer of a sub-batch -> (kv, x)."""
         local = partial(self._attend, bucket)
@@ -70,14 +71,14 @@ class Programs:
         attend = jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(heads, heads, heads, pages, P(), P(), P(), P()),
+            in_specs=(heads, heads, heads, pages, P(), P(), P(), P(), P()),
             out_specs=(heads, pages),
             check_vma=False,
         )
         written = []
 
         def write_and_attend(q, k, v):
-            o, new_kv = attend(q, k, v, kv, table, packed, index, window)
+            o, new_kv = attend(q, k, v, kv, table, packed, index, window, parked)
             written.append(new_kv)
             return o
 
@@ -85,15 +86,16 @@ class Programs:
             x = llama.layer(weights, self.model, x, rope, write_and_attend)
         return written[0], x
 
-    def _attend(self, bucket: Bucket, q, k, v, kv: KVArena, table, packed, index, window):
+    def _attend(self, bucket: Bucket, q, k, v, kv: KVArena, table, packed, index, window, parked):
         """Writes the sub-batch's K and V, then attends. q [T, H, D], k and v [T, K, D] -> o [T, H, D], kv.
 
         Under shard_map: heads are this device's.
         """
         b = bucket.unpack(packed)
         size, n = kv.spec.page_size, bucket.rows
-        rows = PagedView(table, index, b["row_slot"])
-        tiles = PagedView(table, index, b["tile_slot"])
+        streamed = (None, None) if parked is None else (parked[:n], parked[n:])
+        rows = PagedView(table, index, b["row_slot"], streamed[0])
+        tiles = PagedView(table, index, b["tile_slot"], streamed[1])
         with jax.named_scope("write_kv"):
             within = jnp.arange(bucket.tile)
             positions = (b["tile_start"][:, None] + within).reshape(-1)

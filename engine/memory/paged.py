@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import OutOfPages
 from engine.memory.host import HostTier, Owner
-from engine.memory.moves import Copy, Move
+from engine.memory.moves import Copy, Move, Stream
 from engine.memory.pages import PagePool
 
 NOT_WANTED = -1
@@ -36,6 +36,7 @@ class PagedStore:
         self._slots = list(range(num_slots - 1, -1, -1))
         self._growth: list[tuple[int, int, int]] = []  # (slot, first index, pages) mapped since the last deltas
         self._moves: list[Move] = []
+        self._arriving: set[int] = set()  # slots that moves of the coming plan bring pages to
         self._layers = np.arange(pool.num_layers, dtype=np.int32)
 
     @property
@@ -116,13 +117,31 @@ class PagedStore:
         """Unmaps a sequence: its slot and its unshared pages are free at once."""
         if self.mapped[slot] == 0:
             raise RuntimeError(f"slot {slot} is closed already")
-        self.pool.free(self.table[slot, :, : self.mapped[slot]].ravel())
+        self._free(slot, self.table[slot, :, : self.mapped[slot]].ravel())
+
+    def _free(self, slot: int, pages: np.ndarray) -> None:
+        """Frees a slot and its pages on the device; what the coming plan would have brought there is not wanted."""
+        if slot in self._arriving:
+            for move in self._moves:
+                if not move.out:
+                    move.pages[np.isin(move.pages, pages)] = NOT_WANTED
+            self._arriving.remove(slot)
+        self.pool.free(pages)
         self.mapped[slot] = 0
         self._slots.append(slot)
 
+    def on_device(self, slot: int) -> np.ndarray:
+        """Which of the slot's pages are on the device, bool [L, n]: all of them here."""
+        return np.ones((self.pool.num_layers, int(self.mapped[slot])), bool)
+
+    def streams(self, slots: np.ndarray) -> tuple[Stream, ...]:
+        """How a step over sequences `slots` reads pages that are not on the device: here all are."""
+        return ()
+
     def can_swap_out(self, slot: int) -> bool:
-        """Whether the host tier can take all pages of a sequence now."""
-        return self.host is not None and self.host.fits(int(self.mapped[slot]) * self.pool.num_layers)
+        """Whether the host tier can take all pages of a sequence now: copies out go before copies in."""
+        room = self.host is not None and self.host.fits(int(self.mapped[slot]) * self.pool.num_layers)
+        return room and slot not in self._arriving
 
     def swap_out(self, slot: int, owner: Owner) -> None:
         """Moves a sequence to the host, tail pages too, one block per layer, and closes its slot. Its pages are free
@@ -149,15 +168,21 @@ class PagedStore:
         Raises:
           OutOfPages: no slot or not enough pages; it stays on the host.
         """
-        slot, host = self.open(num_tokens), cast(HostTier, self.host)
+        slot = self.open(num_tokens)
         for layer in range(self.pool.num_layers):
-            for e in host.extents(owner, layer):
-                host.begin_fetch(e.block, owner)
-                pages = np.full(host.blocks[e.block].num_pages, NOT_WANTED, np.int32)
-                pages[e.offset : e.offset + e.end - e.start] = self.table[slot, layer, e.start : e.end]
-                self._moves.append(Move(False, e.block, layer, pages))
-        host.drop(owner)
+            self._fetch(owner, layer, slot)
+        cast(HostTier, self.host).drop(owner)
         return slot
+
+    def _fetch(self, owner: Owner, layer: int, slot: int) -> None:
+        """Moves a layer's pages on the host to the pages that the slot maps for them."""
+        host = cast(HostTier, self.host)
+        self._arriving.add(slot)
+        for e in host.extents(owner, layer):
+            host.begin_fetch(e.block, [owner])
+            pages = np.full(host.blocks[e.block].num_pages, NOT_WANTED, np.int32)
+            pages[e.offset : e.offset + e.end - e.start] = self.table[slot, layer, e.start : e.end]
+            self._moves.append(Move(False, e.block, layer, pages))
 
     def forget(self, owner: Owner) -> None:
         """A swapped sequence is gone: its pages on the host die."""
@@ -184,6 +209,7 @@ class PagedStore:
     def take_moves(self) -> tuple[Move, ...]:
         """Copies decided since the last call."""
         moves, self._moves = tuple(self._moves), []
+        self._arriving.clear()
         return moves
 
     def take_deltas(self) -> np.ndarray:
@@ -213,15 +239,17 @@ class PagedStore:
         self.pool.check()
         if self.host is not None:
             self.host.check()
-        held = np.flatnonzero(self.mapped)
-        assert sorted([*held.tolist(), *self._slots]) == list(range(self.num_slots)), "slots leaked"
+        held = np.flatnonzero(self.mapped).tolist()
+        assert sorted([*held, *self._slots]) == list(range(self.num_slots)), "slots leaked"
         refcount = self.pool.refcount
         owners = np.zeros_like(refcount)
         for slot in held:
-            pages = self.table[slot, :, : self.mapped[slot]]  # [L, n]
+            layer, index = np.nonzero(self.on_device(slot))
+            pages = self.table[slot, layer, index]
             assert (pages > 0).all(), "a mapped entry points to the zero page"
             if self.pool.pages_per_chunk > 1:
-                layer = self.pool.owner[pages // self.pool.pages_per_chunk]
-                assert (layer == self._layers[:, None]).all(), "a page lies in another layer's chunk"
-            np.add.at(owners, pages.ravel(), 1)
+                assert (self.pool.owner[pages // self.pool.pages_per_chunk] == layer).all(), (
+                    "a page lies in another layer's chunk"
+                )
+            np.add.at(owners, pages, 1)
         assert (owners == refcount).all(), "reference counts and owners disagree"

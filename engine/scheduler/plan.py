@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.memory.moves import Copy, Move
+from engine.memory.moves import Copy, Move, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Plan:
     sampling: np.ndarray | None  # `sampling_rows.ROW` [R]; None: argmax will do for every row
     forced: np.ndarray | None  # int32 [R]: teacher forcing, -1 = take the sampled token; None: nowhere
     moves: tuple[Move, ...] = ()  # all outs before the step writes anything, each in before its layer is read
+    streams: tuple[Stream, ...] = ()  # by layer
     freed_blocks: tuple[int, ...] = ()  # host blocks that nobody will ask for any more
     num_preempted: int = 0
     repeat: int = 1  # this and the next repeat - 1 steps are identical decodes (the virtual clock fast-forwards)

@@ -176,6 +176,7 @@ class SchedulerState:
             decode_positions=positions,
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
+            streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
             moves=self.store.take_moves(),
             freed_blocks=self.store.take_freed_blocks(),
             sampling=self._sampling(rows, index),

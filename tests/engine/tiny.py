@@ -32,6 +32,7 @@ def tiny_engine(
     chunk: int = 1,
     max_batched_tokens: int | None = None,
     host_pages: int = 0,
+    transient_pages: int = 0,
     preemption: str = "recompute",
     **options,
 ) -> Engine:
@@ -44,6 +45,7 @@ def tiny_engine(
             num_pages=num_pages * model.num_layers,
             pages_per_chunk=chunk,
             host_bytes=host_pages * model.num_layers * spec.page_bytes,
+            transient_pages=transient_pages,
         ),
         scheduler=SchedulerConfig(
             policy=policy,
