@@ -29,16 +29,28 @@ def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -
     """See `Engine.from_pretrained`."""
     model, source, tokenizer = _resolve(path_or_preset, config)
     _enable_compilation_cache(config)
-    mesh = tensors.single_device_mesh()
-    # Sizes first: a pool that cannot work is refused before any weight is read.
-    spec = KVSpec(config.cache.page_size, model.num_kv_heads, model.head_dim, model.dtype)
-    weight_bytes = tensors.num_bytes(llama.definitions(model))
-    memory = make_memory_plan(model, config, weight_bytes, spec.page_bytes, mesh.devices.flat[0])
+    # Sizes first: what cannot work is refused before any weight is read.
+    weight_bytes, spec = device_sizes(model, config)
+    mesh = tensors.device_mesh(config.tensor)
+    page_bytes = spec.page_bytes // config.tensor
+    memory = make_memory_plan(model, config, weight_bytes, page_bytes, mesh.devices.flat[0])
     if source is None:
         params = weights.init_params(model, mesh, config.seed)
     else:
         params = weights.load_params(source, model, mesh, model.dtype)
     return assemble(cls, model, params, config, mesh, spec, memory, tokenizer, path_or_preset)
+
+
+def device_sizes(model: ModelConfig, config: EngineConfig) -> tuple[int, KVSpec]:
+    """Bytes of weights on each device, and the pages over all devices: every device has kv heads of its own, copies
+    when there are more devices than heads.
+
+    Raises:
+      ConfigError: the model does not divide over `config.tensor` devices.
+    """
+    weight_bytes = tensors.num_bytes(llama.definitions(model, config.tensor), config.tensor)
+    heads = model.num_kv_heads * llama.kv_repeats(model, config.tensor)
+    return weight_bytes, KVSpec(config.cache.page_size, heads, model.head_dim, model.dtype)
 
 
 def assemble(

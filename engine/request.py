@@ -107,4 +107,6 @@ class Request:
         size = len(self.prompt)
         if end <= size:
             return self.prompt[start:end]
-        return np.concatenate([self.prompt[start:], np.asarray(self.output[max(start - size, 0) : end - size], np.int32)])
+        return np.concatenate(
+            [self.prompt[start:], np.asarray(self.output[max(start - size, 0) : end - size], np.int32)]
+        )

@@ -71,7 +71,7 @@ DEVICE_BYTES = flags.DEFINE(
     _BytesParser(),
     "device_bytes",
     None,
-    "Size of the device tier in bytes, such as 512MiB.",
+    "Size of the device tier on each device, in bytes such as 512MiB.",
     serializer=flags.ArgumentSerializer(),
 )
 DEVICE_FRACTION = flags.DEFINE_float(
@@ -81,6 +81,9 @@ DEVICE_FRACTION = flags.DEFINE_float(
 )
 
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
+TENSOR = flags.DEFINE_integer(
+    "tensor", DEFAULTS.tensor, "Devices that share the heads of weights and KV; on CPU, virtual ones."
+)
 DTYPE = flags.DEFINE_enum("dtype", None, sorted(DTYPES), "Of weights, activations and KV. Default: the model's.")
 SEED = flags.DEFINE_integer("seed", DEFAULTS.seed, "Of random weights and of requests without a seed.")
 DETERMINISTIC = flags.DEFINE_bool(
@@ -126,6 +129,7 @@ def engine_config_from_flags() -> EngineConfig:
         max_context=MAX_CONTEXT.value,
         dtype=DTYPE.value,
         seed=SEED.value,
+        tensor=TENSOR.value,
         async_depth=ASYNC_DEPTH.value,
         deterministic=DETERMINISTIC.value,
         attention_backend=ATTENTION_BACKEND.value,

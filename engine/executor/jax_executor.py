@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.executor.packing import Bucket, Packer, SubBatch
-from engine.executor.programs import Programs
+from engine.executor.programs import ARENA, Programs
+from engine.models import tensors
 from engine.scheduler.plan import Plan, SamplingRows, StepResult
 from pallas_kernels import KVSpec, init_arena
 
@@ -54,7 +55,7 @@ class JaxExecutor:
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
         self._last_end = clock.now()  # of the step collected last
         self._replicated = NamedSharding(mesh, P())
-        self._kv = init_arena(spec, arena_pages, NamedSharding(mesh, P(None, None, "tensor")), poison=config.poison)
+        self._kv = init_arena(spec, arena_pages, NamedSharding(mesh, ARENA), poison=config.poison)
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
         self._last_tokens = self._put(np.zeros(num_slots + 1, np.int32))  # the last entry is nobody's
         self._layer_index = [self._put(np.int32(i)) for i in range(model.num_layers)]
@@ -67,7 +68,7 @@ class JaxExecutor:
 
     def _put(self, array: Any) -> jax.Array:
         """To every device of the mesh. JAX may alias the buffer: hand over fresh arrays and never change them."""
-        return jax.device_put(array, self._replicated)
+        return tensors.put(array, self._replicated)
 
     def submit(self, plan: Plan) -> Ticket:
         """Dispatches the plan's programs without waiting for them."""

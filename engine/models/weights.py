@@ -29,7 +29,8 @@ def init_params(cfg: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> di
     Args:
       mesh: has an axis `tensor`; None: the first device alone.
     """
-    return tensors.init(llama.definitions(cfg), mesh or tensors.single_device_mesh(), seed)
+    mesh = mesh or tensors.device_mesh()
+    return tensors.init(llama.definitions(cfg, mesh.size), mesh, seed)
 
 
 def load_params(
@@ -47,16 +48,16 @@ def load_params(
     Raises:
       WeightsError: no safetensors, a corrupt file, or tensors missing, left over or of the wrong shape; names them.
     """
-    directory, mesh, dtype = Path(directory), mesh or tensors.single_device_mesh(), dtype or cfg.dtype
+    directory, mesh, dtype = Path(directory), mesh or tensors.device_mesh(), dtype or cfg.dtype
     if dtype not in DTYPES:
         raise WeightsError(f"dtype {dtype!r} is not supported; known: {', '.join(DTYPES)}")
-    specs = llama.definitions(cfg.replace(dtype=dtype))
+    specs = llama.definitions(cfg.replace(dtype=dtype), mesh.size)
     stored = checkpoint_tensors(directory)
     _check_complete(directory, cfg, specs, stored)
 
     def load(spec: tensors.TensorSpec) -> jax.Array:
         packed = tensors.pack(spec, [stored[part.name].read() for part in spec.parts])
-        return jax.device_put(packed, tensors.sharding(spec, mesh)).block_until_ready()
+        return tensors.place(spec, packed, mesh).block_until_ready()
 
     return jax.tree.map(load, specs)
 

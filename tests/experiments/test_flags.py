@@ -57,6 +57,8 @@ def test_flags_reach_the_configuration(parsed):
     assert (config.max_context, config.dtype, config.seed) == (99, "bfloat16", 3)
     assert config.deterministic and config.precompile and config.compilation_cache_dir is None
     assert config.attention_backend == "reference"
+    parsed("--tensor=8", "--nodeterministic")
+    assert common_flags.engine_config_from_flags().tensor == 8
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,8 @@ ABSURD = {
     "--num_pages=5 --device_bytes=1GiB": "sized twice, by num_pages and by device_bytes",
     "--max_num_seqs=0": "max_num_seqs must be in [1, 4096], got 0",
     "--max_context=1": "max_context must be >= 2",
+    "--tensor=0": "tensor must be in [1, 1024] devices, got 0",
+    "--tensor=2 --deterministic": "deterministic needs tensor=1, got 2",
     "--watermark=2": "watermark must be in [0, 1)",
     "--dtype=int4": "value should be one of <bfloat16|float32>",
     "--no_such_flag": "Unknown command line flag 'no_such_flag'",
