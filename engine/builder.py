@@ -16,7 +16,7 @@ from engine.executor.jax_executor import JaxExecutor
 from engine.executor.memory_plan import make_memory_plan
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
-from engine.models import hf_config, llama, tensors, weights
+from engine.models import hf_config, llama, orbax_weights, tensors, weights
 from engine.presets import PRESETS
 from engine.tokenizer import Tokenizer, load_tokenizer
 from pallas_kernels import KVSpec
@@ -37,7 +37,8 @@ def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -
     if source is None:
         params = weights.init_params(model, mesh, config.seed)
     else:
-        params = weights.load_params(source, model, mesh, model.dtype)
+        load = orbax_weights.load_params if orbax_weights.is_orbax(source) else weights.load_params
+        params = load(source, model, mesh)
     return assemble(cls, model, params, config, mesh, spec, memory, tokenizer, path_or_preset)
 
 
@@ -85,7 +86,8 @@ def _resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Pa
     if path_or_preset in PRESETS:
         model, source, tokenizer = PRESETS[path_or_preset], None, None
     elif path.exists():
-        model, source, tokenizer = hf_config.read_config(path), path, load_tokenizer(path)
+        read = orbax_weights.read_model if orbax_weights.is_orbax(path) else hf_config.read_config
+        model, source, tokenizer = read(path), path, load_tokenizer(path)
     else:
         raise ConfigError(
             f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}"

@@ -13,11 +13,12 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from absl import flags
 
 from engine.errors import ConfigError, FolioError
+from engine.files import RowFile, write_whole, writing
 from engine.metrics import RequestMetrics, StepRecord
 from experiments.workloads import WorkloadRequest
 
@@ -44,23 +45,21 @@ class RunRecord:
     """Writes one run's files into a claimed directory, over those of an earlier run.
 
     Raises:
-      ConfigError: the directory cannot be written.
+      OutputError: a file cannot be written. Rows written before stay, whole.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
-        try:
+        with writing(directory):
             for name in FILES:
                 (directory / name).unlink(missing_ok=True)
-            self._requests = self._open("requests.jsonl")
-            self._steps = self._open("steps.jsonl")
-        except OSError as e:
-            raise ConfigError(f"--out={directory} cannot be written: {e.strerror}") from None
+        self._requests = RowFile(directory / "requests.jsonl")
+        self._steps = RowFile(directory / "steps.jsonl")
 
     def config(self, settings: dict[str, Any]) -> None:
         """Writes config.json and flags.txt, before anything is served."""
         self._json("config.json", settings)
-        (self.directory / "flags.txt").write_text(flagfile_text())
+        write_whole(self.directory / "flags.txt", flagfile_text())
 
     def finished(self, request: WorkloadRequest, reason: str | None, metrics: RequestMetrics) -> None:
         """Adds the row of a request that ran to its end."""
@@ -85,12 +84,8 @@ class RunRecord:
         self._requests.close()
         self._steps.close()
 
-    def _open(self, name: str) -> TextIO:
-        return open(self.directory / name, "w", encoding="utf-8", buffering=1)  # a row reaches the file at once
-
     def _json(self, name: str, values: dict[str, Any]) -> None:
-        text = json.dumps(values, indent=2, allow_nan=False)
-        (self.directory / name).write_text(text + "\n", encoding="utf-8")
+        write_whole(self.directory / name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def flagfile_text() -> str:
@@ -110,9 +105,8 @@ def _described(request: WorkloadRequest, status: str) -> dict[str, Any]:
     }
 
 
-def _add(file: TextIO, row: dict[str, Any]) -> None:
-    rounded = {k: _rounded(v) for k, v in row.items()}
-    file.write(json.dumps(rounded, allow_nan=False) + "\n")
+def _add(file: RowFile, row: dict[str, Any]) -> None:
+    file.add(json.dumps({k: _rounded(v) for k, v in row.items()}, allow_nan=False))
 
 
 def _rounded(value: Any) -> Any:

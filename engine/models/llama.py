@@ -11,7 +11,7 @@ V go. Linear layers run in the dtype of the weights; norms, rotations, softmax a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -129,7 +129,7 @@ def _layer_definitions(cfg: ModelConfig, prefix: str, repeats: int) -> dict[str,
     return specs
 
 
-@lru_cache(maxsize=None)
+@cache
 def _repeated(repeats: int) -> Callable[[Any], Any] | None:
     """One function per number of repeats: programs are cached by it."""
     return partial(repeat_kv_heads, repeats) if repeats > 1 else None

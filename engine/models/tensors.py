@@ -75,7 +75,7 @@ def device_mesh(tensor: int = 1) -> Mesh:
     """
     if tensor > 1 and not jax.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):  # JAX has started: what it has is counted below
-            jax.config.update("jax_num_cpu_devices", max(tensor, jax.config.jax_num_cpu_devices))
+            jax.config.update("jax_num_cpu_devices", max(tensor, jax.config.values["jax_num_cpu_devices"]))
     devices = jax.devices()
     if len(devices) < tensor:
         raise ConfigError(f"tensor={tensor} takes {tensor} devices, JAX has {len(devices)} ({devices[0].device_kind})")
