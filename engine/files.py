@@ -78,7 +78,8 @@ class RowFile:
                 while data:
                     data = data[self._file.write(data) :]
             except OSError:
-                self._file.truncate(start)
+                with contextlib.suppress(OSError):  # a device, which has nothing to take back
+                    self._file.truncate(start)
                 raise
 
     def close(self) -> None:

@@ -137,7 +137,9 @@ def test_a_missing_or_truncated_file_is_named(checkpoint):
     file = largest(checkpoint)
     data = file.read_bytes()
     file.write_bytes(data[:-100])
-    with pytest.raises(WeightsError, match=rf"{file.name}: has {len(data) - 100:,} bytes, was written with {len(data):,}"):
+    with pytest.raises(
+        WeightsError, match=rf"{file.name}: has {len(data) - 100:,} bytes, was written with {len(data):,}"
+    ):
         orbax_weights.read_model(checkpoint)
     file.unlink()
     with pytest.raises(WeightsError, match=rf"{file.name}: missing from the checkpoint"):
