@@ -12,8 +12,9 @@ from absl import logging
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
+from engine.executor import distributed
 from engine.executor.jax_executor import JaxExecutor
-from engine.executor.memory_plan import make_memory_plan
+from engine.executor.memory_plan import MemoryPlan, make_memory_plan
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
 from engine.models import hf_config, llama, orbax_weights, tensors, weights
@@ -34,12 +35,29 @@ def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -
     mesh = tensors.device_mesh(config.tensor)
     page_bytes = spec.page_bytes // config.tensor
     memory = make_memory_plan(model, config, weight_bytes, page_bytes, mesh.devices.flat[0])
-    if source is None:
-        params = weights.init_params(model, mesh, config.seed)
-    else:
-        load = orbax_weights.load_params if orbax_weights.is_orbax(source) else weights.load_params
-        params = load(source, model, mesh)
+    if jax.process_count() > 1:
+        distributed.send((path_or_preset, config, memory))
+    params = _load(model, source, mesh, config)
     return assemble(cls, model, params, config, mesh, spec, memory, tokenizer, path_or_preset)
+
+
+def follow() -> int:
+    """Builds this process's part of the engine that process 0 builds, and runs what it runs until it ends. Returns the
+    number of calls.
+
+    Raises:
+      ConfigError, WeightsError: as `Engine.from_pretrained`.
+      FolioError: process 0 ended without a word.
+    """
+    message = distributed.receive()
+    if message is None:  # it found something wrong
+        return 0
+    path_or_preset, config, memory = message
+    model, source, _ = _resolve(path_or_preset, config)
+    _enable_compilation_cache(config)
+    mesh, (_, spec) = tensors.device_mesh(config.tensor), device_sizes(model, config)
+    params = _load(model, source, mesh, config)
+    return distributed.follow(_executor(JaxExecutor, model, params, config, mesh, spec, memory, WallClock())[1])
 
 
 def device_sizes(model: ModelConfig, config: EngineConfig) -> tuple[int, KVSpec]:
@@ -61,23 +79,43 @@ def assemble(
     config: EngineConfig,
     mesh: jax.sharding.Mesh,
     spec: KVSpec,
-    memory: Any,
+    memory: MemoryPlan,
     tokenizer: Tokenizer | None = None,
     source: str = "the model",
 ) -> Engine:
     """An engine from parameters that are on the device already."""
-    pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
-    store = PagedStore(pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context)
-    clock = WallClock()
-    executor = JaxExecutor(
-        model, params, config, mesh, spec, pool.arena_pages, store.num_slots, store.table_width, clock
-    )
+    clock, kind = WallClock(), distributed.LeadingExecutor if jax.process_count() > 1 else JaxExecutor
+    store, executor = _executor(kind, model, params, config, mesh, spec, memory, clock)
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:
         logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
     if config.precompile:
         engine.warmup()
     return engine
+
+
+def _executor(
+    kind: type[JaxExecutor],
+    model: ModelConfig,
+    params: Any,
+    config: EngineConfig,
+    mesh: jax.sharding.Mesh,
+    spec: KVSpec,
+    memory: MemoryPlan,
+    clock: WallClock,
+) -> tuple[PagedStore, JaxExecutor]:
+    """The store, and the executor over what it maps."""
+    pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
+    store = PagedStore(pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context)
+    return store, kind(model, params, config, mesh, spec, pool.arena_pages, store.num_slots, store.table_width, clock)
+
+
+def _load(model: ModelConfig, source: Path | None, mesh: jax.sharding.Mesh, config: EngineConfig) -> Any:
+    """Parameters from a seed or a checkpoint of either kind."""
+    if source is None:
+        return weights.init_params(model, mesh, config.seed)
+    load = orbax_weights.load_params if orbax_weights.is_orbax(source) else weights.load_params
+    return load(source, model, mesh)
 
 
 def _resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Path | None, Tokenizer | None]:

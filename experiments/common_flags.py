@@ -84,6 +84,10 @@ MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus out
 TENSOR = flags.DEFINE_integer(
     "tensor", DEFAULTS.tensor, "Devices that share the heads of weights and KV; on CPU, virtual ones."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of this process when others lend it their devices (experiments/follow.py)."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes that share the model, with --coordinator.")
 DTYPE = flags.DEFINE_enum("dtype", None, sorted(DTYPES), "Of weights, activations and KV. Default: the model's.")
 SEED = flags.DEFINE_integer("seed", DEFAULTS.seed, "Of random weights and of requests without a seed.")
 DETERMINISTIC = flags.DEFINE_bool(
@@ -159,6 +163,10 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     """`Engine.from_pretrained`; imports JAX here, after the flags were found to be good."""
     from engine import Engine
 
+    if COORDINATOR.value:
+        from engine.executor import distributed
+
+        distributed.start(COORDINATOR.value, NUM_PROCESSES.value, process_id=0)
     return Engine.from_pretrained(model, config)
 
 
