@@ -12,8 +12,12 @@ one collective program in flight, so a process has one device there and waits fo
 from __future__ import annotations
 
 import atexit
+import contextlib
 import pickle
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import jax
@@ -44,7 +48,7 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, shutdown_timeout_seconds=30)
     except (RuntimeError, ValueError) as e:
         raise ConfigError(f"coordinator {coordinator}: {str(e).splitlines()[0]}") from e
     if process_id == 0:
@@ -95,13 +99,30 @@ def _mirrored(name: str) -> Callable[..., Any]:
 
     def call(self: JaxExecutor, *args: Any) -> Any:
         global _in_call
-        _in_call = True
-        send((name, args))
-        result = getattr(JaxExecutor, name)(self, *args)
-        _in_call = False
+        with _interrupts_later():
+            _in_call = True
+            send((name, args))
+            result = getattr(JaxExecutor, name)(self, *args)
+            _in_call = False
         return result
 
     return call
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until all processes have run the call: one that half of them ran would leave the others waiting."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda *signal_: came.append(signal_))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
 
 
 class LeadingExecutor(JaxExecutor):

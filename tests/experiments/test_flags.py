@@ -101,6 +101,16 @@ ABSURD = {
 }
 
 
+def test_programs_that_serve_nothing_answer_in_one_line():
+    assert programs.run("follow")[::2] == (2, "follow: --coordinator is missing: host:port of process 0\n")
+    convert = "convert_checkpoint"
+    one = f"{convert}: give what to read by exactly one of --hf and --orbax\n"
+    assert programs.run(convert, "--out=x")[::2] == programs.run(convert, "--hf=x", "--orbax=y")[::2] == (2, one)
+    assert programs.run(convert, "--hf=x")[::2] == (2, f"{convert}: --out is missing: the directory to write\n")
+    assert programs.run(convert, "--hf=x", "--out=y")[2].startswith(f"{convert}: x: no such directory")
+    assert programs.run(convert, "--orbax=x", "--out=y")[::2] == (2, f"{convert}: x: not an Orbax checkpoint\n")
+
+
 @pytest.mark.parametrize("arguments", ABSURD)
 def test_absurd_flags_are_one_line_and_exit_code_2(arguments, tmp_path):
     code, stdout, stderr = programs.run("serve", "--model=nowhere", *arguments.split(), cwd=tmp_path)

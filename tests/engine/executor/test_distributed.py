@@ -1,5 +1,6 @@
 """Two processes connected by `jax.distributed` on loopback serve one model under one scheduler."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.engine.test_same_tokens import check_close
 from tests.engine.tiny import WIDE, prompts
 from tests.experiments import programs
 
-PROMPTS = prompts([40, 17, 63, 5])
+PROMPTS = prompts([63, 60, 17])
 LEAD = """
 import sys, jax
 jax.config.update("jax_platforms", "cpu")
@@ -26,8 +27,8 @@ model, out, coordinator = sys.argv[1:]
 if coordinator:
     distributed.start(coordinator, 2, 0)
 config = EngineConfig(
-    cache=CacheConfig(num_pages=20), scheduler=SchedulerConfig(max_num_seqs=4), max_context=128, query_tile=16,
-    max_tiles=4, capture_logits=True, debug_checks=True, poison=True, tensor=2 if coordinator else 1,
+    cache=CacheConfig(num_pages=16), scheduler=SchedulerConfig(max_num_seqs=2), max_context=128, query_tile=64,
+    max_tiles=1, capture_logits=True, debug_checks=True, poison=True, tensor=2 if coordinator else 1,
     compilation_cache_dir=None,
 )
 engine = Engine.from_pretrained(model, config)
@@ -86,3 +87,30 @@ def test_two_processes_serve_what_one_does(tmp_path, children):
     one, two = np.load(out), np.load(out + "2.npz")
     np.testing.assert_array_equal(one["tokens"], two["tokens"])
     check_close(one["logits"].reshape(-1, WIDE.vocab_size), two["logits"].reshape(-1, WIDE.vocab_size))
+
+
+@pytest.mark.long
+def test_an_interrupt_ends_both(children):
+    """Ctrl-C in the middle of decoding: process 0 says so, the other goes home."""
+    port = free_port()
+    flags = ("--model=tiny-1m", "--num_pages=400", "--prompt_ids=1,2,3", "--max_tokens=1500", "--ignore_eos")
+    where = (f"--coordinator=127.0.0.1:{port}", "--tensor=2", "--compilation_cache_dir=")
+    children += [follow(port), programs.start("generate", *flags, *where)]
+    assert children[1].stdout.readline().startswith("[Gloo]")
+    assert children[1].stdout.read(20)  # it is decoding
+    children[1].send_signal(signal.SIGINT)
+    _, err = children[1].communicate(timeout=60)
+    assert children[1].returncode == 130 and "generate: interrupted" in err
+    said, err = children[0].communicate(timeout=60)
+    assert children[0].returncode == 0 and "process 0 ended after" in said, err[-3000:]
+
+
+def test_settings_that_cannot_work_end_both(children):
+    """Process 0 says what is wrong; the other ends without having built anything."""
+    port = free_port()
+    flags = ("--model=tiny-1m", "--prompt_ids=1,2,3", f"--coordinator=127.0.0.1:{port}")
+    children += [follow(port), programs.start("generate", *flags)]
+    _, err = children[1].communicate(timeout=60)
+    assert children[1].returncode == 2 and "tensor=1: 2 processes have 2 devices; use them all" in err
+    said, err = children[0].communicate(timeout=60)
+    assert children[0].returncode == 0 and "process 0 ended after 0 calls" in said, err[-3000:]
