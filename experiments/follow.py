@@ -2,8 +2,8 @@
 
     python -m experiments.follow --coordinator=HOST:PORT --num_processes=2 --process_id=1
 
-Process 0 is any other program, on HOST, with `--coordinator=HOST:PORT --num_processes=2 --tensor=N`, N being the devices
-of all processes together. It decides everything; the model's directory must have the same path on every host.
+Process 0 is any other program, on HOST, with `--coordinator=HOST:PORT --num_processes=2 --tensor=N`: N devices in all
+processes together. It decides everything; the model's directory must have the same path on every host.
 """
 
 from __future__ import annotations

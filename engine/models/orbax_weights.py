@@ -129,11 +129,10 @@ def _items(specs: dict[str, Any]) -> dict[str, dict[str, tensors.TensorSpec]]:
     """What each Orbax checkpoint holds, in the order of `jax.tree.leaves`."""
     items: dict[str, Any] = {}
     for name in sorted(specs):
-        items |= (
-            {f"layers.{i}": layer for i, layer in enumerate(specs[name])}
-            if name == "layers"
-            else {name: {name: specs[name]}}
-        )
+        if name == "layers":
+            items |= {f"layers.{i}": layer for i, layer in enumerate(specs[name])}
+        else:
+            items[name] = {name: specs[name]}
     return items
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from engine.models.weights import export_hf, init_params
-from engine.request import SamplingParams
 from experiments.convert_checkpoint import convert_hf
 from tests.engine.test_same_tokens import check_close
 from tests.engine.tiny import WIDE, prompts
@@ -37,7 +36,8 @@ forced = np.load(out)["tokens"] if coordinator else [()] * len(PROMPTS)
 params = [SamplingParams(max_tokens=8, ignore_eos=True, forced_tokens=tuple(map(int, f))) for f in forced]
 outputs = engine.generate(PROMPTS, params)
 assert sum(o.metrics.num_preemptions for o in outputs) > 0
-np.savez(out if not coordinator else out + "2", tokens=[o.token_ids for o in outputs], logits=[o.logits for o in outputs])
+out = out if not coordinator else out + "2"
+np.savez(out, tokens=[o.token_ids for o in outputs], logits=[o.logits for o in outputs])
 if coordinator:
     assert jax.process_count() == 2 and len(engine.executor._kv.k.addressable_shards) == 1
 """
