@@ -130,8 +130,8 @@ class CacheConfig:
     page_size: int = 16  # S: tokens of one layer in a page
     pages_per_chunk: int | None = None  # None: about 2 MiB on GPU/TPU, one page on CPU
     num_pages: int | None = None  # usable pages over all layers, the reserved ones not counted
-    device_bytes: int | None = None
-    device_fraction: float | None = None  # of the device's memory, weights and activations included
+    device_bytes: int | None = None  # of each device
+    device_fraction: float | None = None  # of each device's memory, weights and activations included
     host_bytes: int = 0  # the host tier's cap; 0: no host tier
     staging_bytes: int = 256 << 20  # blocks on their way, per direction
     transient_pages: int = 0  # to stream one parked layer of all rows of a step through; 0: no layer is ever parked
@@ -186,7 +186,7 @@ class EngineConfig:
     max_context: int | None = None  # None: the model's, capped by what fits, and said so
     dtype: str | None = None  # None: the model's
     seed: int = 0  # random weights and unseeded requests
-    tensor: int = 1  # devices along the mesh axis `tensor`
+    tensor: int = 1  # devices that share heads, ffn and vocabulary: the mesh axis `tensor`
     async_depth: int = 1  # steps submitted ahead of the one whose tokens are waited for; 0: none
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
     prefetch_depth: int = 1  # layers whose parked pages are on their way while one is computed
@@ -206,7 +206,7 @@ class EngineConfig:
             f"max_context must be >= 2, got {self.max_context}",
         )
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
-        _require(self.tensor == 1, f"tensor={self.tensor}: more than one device is not built yet")
+        _require(1 <= self.tensor <= 1024, f"tensor must be in [1, 1024] devices, got {self.tensor}")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")
         _require(self.prefetch_depth >= 0, f"prefetch_depth must be >= 0, got {self.prefetch_depth}")
         _require(self.link_gbs is None or self.link_gbs > 0, f"link_gbs must be > 0, got {self.link_gbs}")
@@ -221,6 +221,10 @@ class EngineConfig:
         _require(
             self.max_tiles >= 1 and self.max_tiles & (self.max_tiles - 1) == 0,
             f"max_tiles must be a power of two, got {self.max_tiles}",
+        )
+        _require(
+            not self.deterministic or self.tensor == 1,
+            f"deterministic needs tensor=1, got {self.tensor}: devices add partial sums in another order",
         )
         _require(
             not self.deterministic or self.query_tile * self.max_tiles >= 64,

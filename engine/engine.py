@@ -99,7 +99,7 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
-        """An engine for a Hugging Face directory, or for a preset with seeded random weights.
+        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights.
 
         Raises:
           ConfigError: an unknown preset, or settings that do not fit the model or the machine.

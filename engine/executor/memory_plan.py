@@ -16,7 +16,7 @@ DEVICE_FRACTION = 0.9  # of a GPU or TPU, by default
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Sizes of one engine, in bytes over all devices unless said otherwise."""
+    """Sizes of one engine; bytes are those of each device."""
 
     num_pages: int  # usable pages, all layers
     pages_per_chunk: int
@@ -28,6 +28,7 @@ class MemoryPlan:
     arena: int
     page_tables: int
     activation_peak: int  # estimate
+    num_devices: int = 1
     transient_buffers: int = 0  # used when layers are parked on the host
     staging: int = 0
     host_cap: int = 0
@@ -45,13 +46,18 @@ class MemoryPlan:
         ]
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
-        return "\n".join([*lines, context])
+        devices = [f"on each of {self.num_devices} devices"] if self.num_devices > 1 else []
+        return "\n".join([*devices, *lines, context])
 
 
 def make_memory_plan(
     model: ModelConfig, config: EngineConfig, weights: int, page_bytes: int, device: Any
 ) -> MemoryPlan:
     """Sizes everything from the configuration and what the device has.
+
+    Args:
+      weights, page_bytes: bytes on each device.
+      device: any of `config.tensor` equal ones; on CPU they are virtual and share the machine's memory.
 
     Raises:
       ConfigError: the pool cannot hold what was asked for; says by how much.
@@ -70,7 +76,7 @@ def make_memory_plan(
     elif cache.device_bytes is not None:
         pages = cache.device_bytes // page_bytes - chunk
     else:
-        spare = _spare_bytes(device, cache.device_fraction, weights + tables + activations, weights)
+        spare = _spare_bytes(device, config.tensor, cache.device_fraction, weights + tables + activations, weights)
         pages = spare // page_bytes - chunk
     per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
     if per_layer < 1:
@@ -88,7 +94,7 @@ def make_memory_plan(
         context, note = per_layer * size, f"the model's {wanted:,} capped by the KV pool"
     pages = pages // chunk * chunk
     arena = (pages + chunk) * page_bytes
-    room = _available_host_bytes() if on_cpu else (device.memory_stats() or {}).get("bytes_limit", arena)
+    room = _available_host_bytes() // config.tensor if on_cpu else _limit(device) or arena
     if arena > room:
         raise ConfigError(
             f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
@@ -105,31 +111,35 @@ def make_memory_plan(
         arena=arena,
         page_tables=layers * config.scheduler.max_num_seqs * cdiv(context, size) * 4,
         activation_peak=activations,
+        num_devices=config.tensor,
     )
 
 
 def activation_bytes(model: ModelConfig, config: EngineConfig, batched_tokens: int) -> int:
-    """Estimated peak of activations: one layer over T tokens or the LM head over R rows, and x and the rope tables of
-    all sub-batches of a step."""
+    """Estimated peak of activations on each device: one layer over T tokens or the LM head over R rows, and x and the
+    rope tables of all sub-batches of a step."""
     tiles = config.query_tile * config.max_tiles
     rows = next_power_of_two(config.scheduler.max_num_seqs)
     tokens = max(tiles, rows)
     m, f, v = model.hidden_size, model.ffn_size, model.vocab_size
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    layer = tokens * (4 * m + 3 * heads + 3 * f) * DTYPES[model.dtype]
+    layer = tokens * (4 * m + 3 * (heads + f) // config.tensor) * DTYPES[model.dtype]
     head = rows * v * 4 * 4  # float32 logits and the sampler's copies
     waiting = max(0, batched_tokens - tokens) * (m * DTYPES[model.dtype] + model.head_dim * 4)
     return max(layer, head) + waiting
 
 
-def _spare_bytes(device: Any, fraction: float | None, others: int, weights: int) -> int:
+def _limit(device: Any) -> int | None:
+    """Bytes of a GPU or TPU that JAX may take, when it says so."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _spare_bytes(device: Any, tensor: int, fraction: float | None, others: int, weights: int) -> int:
     """Bytes the arena may take on this device."""
     if device.platform == "cpu":
         available = _available_host_bytes()
-        if fraction is not None:
-            return int(available * fraction)
-        return min(CPU_ARENA_BYTES, available // 2)
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+        return (int(available * fraction) if fraction is not None else min(CPU_ARENA_BYTES, available // 2)) // tensor
+    limit = _limit(device)
     if not limit:
         raise ConfigError(f"{device.device_kind} does not report its memory: give num_pages or device_bytes")
     spare = int(limit * (fraction or DEVICE_FRACTION)) - others
