@@ -29,9 +29,9 @@ class MemoryPlan:
     page_tables: int
     activation_peak: int  # estimate
     num_devices: int = 1
-    transient_buffers: int = 0  # used when layers are parked on the host
-    staging: int = 0
-    host_cap: int = 0
+    transient_buffers: int = 0  # that parked layers are streamed through
+    staging: int = 0  # blocks on their way to and from the host
+    host_cap: int = 0  # of the host tier, all devices together
 
     def table(self) -> str:
         """The start-up memory table."""
@@ -39,10 +39,10 @@ class MemoryPlan:
             ("weights", self.weights, ""),
             ("KV arena", self.arena, f"{self.num_pages:,} pages of {self.page_bytes:,} B"),
             ("page tables", self.page_tables, ""),
-            ("transient buffers", self.transient_buffers, "no layer is parked"),
-            ("staging", self.staging, "no host tier"),
+            ("transient buffers", self.transient_buffers, "" if self.transient_buffers else "no layer is parked"),
+            ("staging", self.staging, "at most, both directions" if self.host_cap else "no host tier"),
             ("activation peak", self.activation_peak, "estimate"),
-            ("host cap", self.host_cap, "no host tier"),
+            ("host cap", self.host_cap, "pinned host memory" if self.host_cap else "no host tier"),
         ]
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
@@ -71,12 +71,15 @@ def make_memory_plan(
     tables = layers * config.scheduler.max_num_seqs * cdiv(wanted, size) * 4
     batched = config.scheduler.max_num_batched_tokens or max(wanted, 2048)
     activations = activation_bytes(model, config, batched)
+    transient = cache.transient_pages * page_bytes
+    staging = 2 * cache.staging_bytes // config.tensor if cache.host_bytes else 0
+    others = weights + tables + activations + transient + staging
     if cache.num_pages is not None:
         pages = cache.num_pages
     elif cache.device_bytes is not None:
         pages = cache.device_bytes // page_bytes - chunk
     else:
-        spare = _spare_bytes(device, config.tensor, cache.device_fraction, weights + tables + activations, weights)
+        spare = _spare_bytes(device, config.tensor, cache.device_fraction, others, weights)
         pages = spare // page_bytes - chunk
     per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
     if per_layer < 1:
@@ -100,6 +103,11 @@ def make_memory_plan(
             f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
             f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
         )
+    if cache.host_bytes > (left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)):
+        raise ConfigError(
+            f"a host tier of {cache.host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
+            "left: lower host_bytes"
+        )
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
@@ -112,6 +120,9 @@ def make_memory_plan(
         page_tables=layers * config.scheduler.max_num_seqs * cdiv(context, size) * 4,
         activation_peak=activations,
         num_devices=config.tensor,
+        transient_buffers=transient,
+        staging=staging,
+        host_cap=cache.host_bytes,
     )
 
 

@@ -67,7 +67,7 @@ class Programs:
         packed: jax.Array,
         index: jax.Array,  # int32 scalar: which layer
         window: jax.Array,  # int32 scalar
-        parked: jax.Array | None,  # int32 [rows + tiles, 3]: what of each is streamed; None: no host tier
+        parked: jax.Array | None = None,  # int32 [rows + tiles, 3]: what of each is streamed; None: no host tier
     ) -> tuple[KVArena, jax.Array]:
         """One layer of a sub-batch -> (kv, x)."""
         local = partial(self._attend, bucket)

@@ -167,8 +167,10 @@ class SchedulerState:
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
         index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
         self.length[rows] += 1
-        self.step += 1
-        num_preempted, self._preempted = self._preempted, 0
+        moves = self.store.take_moves()
+        num_preempted = self._preempted
+        if len(decode) or prefills or moves:  # otherwise the plan is empty and nobody will run it
+            self.step, self._preempted = self.step + 1, 0
         return Plan(
             step=self.step,
             decode_slots=decode,
@@ -177,7 +179,7 @@ class SchedulerState:
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
             streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
-            moves=self.store.take_moves(),
+            moves=moves,
             freed_blocks=self.store.take_freed_blocks(),
             sampling=self._sampling(rows, index),
             forced=self._forced(rows, index),
