@@ -6,7 +6,6 @@ keeps the books. No JAX here.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import cast
 
@@ -15,6 +14,7 @@ import numpy as np
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill, SamplingRows
+from engine.scheduler.queue import RequestQueue, rank
 
 NOBODY = np.empty(0, np.int32)
 FROM_DEVICE = -1  # input token of a decode row: the last one sampled into its slot
@@ -27,11 +27,11 @@ class SchedulerState:
     next step can be planned while this one runs. Values, stop tokens and outputs arrive later, with `Engine._account`.
     """
 
-    def __init__(self, store: KVStore):
+    def __init__(self, store: KVStore, order: str = "fcfs"):
         n = store.num_slots
         self.store = store
-        self.waiting: deque[Request] = deque()
-        self.swapped: deque[Request] = deque()  # preempted with their KV on the host
+        self.waiting = RequestQueue(order)
+        self.swapped = RequestQueue(order)  # preempted with their KV on the host
         self.running = np.empty(0, np.int32)  # slots, oldest admission first
         self.requests: list[Request | None] = [None] * n
         self.length = np.zeros(n, np.int32)  # tokens: prompt, and output with what planned steps will sample
@@ -78,8 +78,8 @@ class SchedulerState:
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
         self.cached[slot], self.length[slot] = cached, request.num_tokens
-        # All but the newest token cached: it decodes. Less: the rest is prefilled.
-        self.prefill_length[slot] = cached if cached == request.num_tokens - 1 else request.num_tokens
+        # All but the newest token cached: it decodes. Less, or nothing: the rest is prefilled.
+        self.prefill_length[slot] = cached if 0 < cached == request.num_tokens - 1 else request.num_tokens
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.temperature[slot], self.top_k[slot], self.top_p[slot] = p.temperature, p.top_k, p.top_p
@@ -93,12 +93,19 @@ class SchedulerState:
         count = left if num_tokens is None else num_tokens
         return Prefill(slot, start, request.tokens(start, start + count), samples=count == left)
 
+    def unfinished(self) -> np.ndarray:
+        """Running sequences with tokens left to compute: all but those that reach their limit with the tokens that
+        steps in flight will bring. Slots, oldest admission first."""
+        return self.running[self.length[self.running] < self.limit[self.running]]
+
     def decodable(self) -> np.ndarray:
-        """Running sequences that can decode: prefilled, and not at their limit with the tokens that steps in flight
-        will bring. Slots, oldest admission first."""
-        running = self.running
-        ready = (self.cached[running] >= self.prefill_length[running]) & (self.length[running] < self.limit[running])
-        return running[ready]
+        """Unfinished sequences that are prefilled. Slots, oldest admission first."""
+        slots = self.unfinished()
+        return slots[self.cached[slots] >= self.prefill_length[slots]]
+
+    def victim(self, slots: np.ndarray) -> int:
+        """Which of these sequences is preempted first: the one that would be last in the queue."""
+        return max(slots.tolist(), key=lambda slot: rank(self.owners([slot])[0], self.waiting.order))
 
     def owners(self, slots: Iterable[int]) -> list[Request]:
         """The requests that hold these slots."""
@@ -121,7 +128,7 @@ class SchedulerState:
 
     def preempt(self, slot: int, swap: bool = False) -> None:
         """Takes a running sequence's pages away. `swap`: its KV goes to the host if that has room; otherwise it is
-        dropped and recomputed, from the head of the queue."""
+        dropped and recomputed, when its turn comes again."""
         request = self.requests[slot]
         assert request is not None
         request.num_preemptions += 1
@@ -131,11 +138,11 @@ class SchedulerState:
             self.store.swap_out(slot, request.id)
             self._unseat(request)
             request.phase = Phase.SWAPPED
-            self.swapped.append(request)
+            self.swapped.push(request)
         else:
             self.release(slot)
             request.phase = Phase.WAITING
-            self.waiting.appendleft(request)
+            self.waiting.push(request)
 
     def drop(self, request: Request) -> None:
         """Forgets a request that has ended, whatever it holds."""
@@ -156,7 +163,7 @@ class SchedulerState:
         elif request.phase is Phase.SWAPPED:
             self.swapped.remove(request)
             request.phase = Phase.WAITING
-            self.waiting.appendleft(request)
+            self.waiting.push(request)
 
     def make_plan(self, decode: np.ndarray, prefills: list[Prefill]) -> Plan:
         """Packs a decision into a `Plan`. `decode`: slots whose last token's KV is written by this step; their pages
