@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from engine import extension
 from engine.config import SchedulerConfig
@@ -58,7 +58,7 @@ def _find(name: str) -> PolicyFactory:
     found = extension.load(name, "policy")
     if not callable(found) or not callable(getattr(found, "plan", None)) or not hasattr(found, "mixes"):
         raise ConfigError(f"policy {name!r} is not a policy: it needs a class with `plan(now)` and `mixes`")
-    return found
+    return cast(PolicyFactory, found)
 
 
 def token_budget(config: SchedulerConfig, context: int) -> int:

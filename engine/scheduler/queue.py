@@ -62,12 +62,6 @@ class RequestQueue:
         entry = self._live[request] = (*rank(request, self.order), request)
         heapq.heappush(self._heap, entry)
 
-    def pop(self) -> Request:
-        """Takes the head out. Raises IndexError when nobody waits."""
-        request = self.head
-        self.remove(request)
-        return request
-
     def remove(self, request: Request) -> None:
         """Takes a request out wherever it stands. Raises KeyError when it is not there."""
         del self._live[request]

@@ -56,4 +56,4 @@ class TokenBudgetPolicy(BasePolicy):
                 break
             count = min(budget, head.num_tokens)
             budget -= count
-            yield state.admit(state.waiting.pop(), None if self.whole_prompt else count), count
+            yield state.admit(head, None if self.whole_prompt else count), count

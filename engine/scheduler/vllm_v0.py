@@ -41,7 +41,7 @@ class VllmV0(BasePolicy):
                 break
             if not state.store.fits(head.num_tokens, self.reserve):
                 break
-            prefills.append(state.prefill(state.admit(state.waiting.pop())))
+            prefills.append(state.prefill(state.admit(head)))
             budget -= head.num_tokens
         return prefills
 

@@ -35,7 +35,7 @@ def tiny_engine(
     preemption: str = "recompute",
     **options,
 ) -> Engine:
-    """A real engine on CPU, `num_pages` and `host_pages` per layer; NaN poison, debug checks and captured logits."""
+    """A real engine on CPU, pages counted per layer, with NaN poison, debug checks and captured logits."""
     defaults = {"debug_checks": True, "poison": True, "capture_logits": True, "query_tile": 16, "max_tiles": 4}
     spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     config = EngineConfig(
