@@ -1,14 +1,14 @@
 """Static batching, as before Orca (Yu et al., OSDI 2022): a batch runs until its last member has ended.
 
-    python -m experiments.serve --model=base-124m --policy=tests/conformance/example_policy.py:StaticBatching
-    make conformance POLICY=tests/conformance/example_policy.py:StaticBatching
+python -m experiments.serve --model=base-124m --policy=tests/conformance/example_policy.py:StaticBatching
+make conformance POLICY=tests/conformance/example_policy.py:StaticBatching
 """
 
 from engine.scheduler.state import NOBODY
 
 
 class StaticBatching:
-    """Admits only when nothing runs. Pages for all tokens are mapped at admission: nobody needs more, or is preempted."""
+    """Admits only when nothing runs. Maps pages for all tokens at admission: nobody needs more, or is preempted."""
 
     mixes = False  # no step prefills and decodes at once
 

@@ -123,7 +123,7 @@ def symbolic_engine(
     async_depth: int = 0,
     **scheduler,
 ) -> Engine:
-    """`num_pages` and `host_pages` per layer; `scheduler`: fields of SchedulerConfig, without a watermark by default."""
+    """Pages are counted per layer; `scheduler`: fields of SchedulerConfig, without a watermark by default."""
     layers, clock = MODEL.num_layers, StepClock()
     config = EngineConfig(
         cache=CacheConfig(page_size=page_size, num_pages=num_pages * layers, host_bytes=host_pages * layers),
