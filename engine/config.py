@@ -16,6 +16,7 @@ from engine.errors import ConfigError
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
+ORDERS = ("fcfs", "sjf", "priority")
 ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
@@ -163,9 +164,10 @@ class CacheConfig:
 class SchedulerConfig:
     """The policy and the limits every policy obeys."""
 
-    policy: str = "vllm_v0"
+    policy: str = "vllm_v0"  # a registered name, package.module:Name or path/to/file.py:Name
+    order: str = "fcfs"  # fcfs | sjf | priority: whose turn it is, and who is preempted (`scheduler/queue.py`)
     max_num_seqs: int = 256  # sequences that hold device KV at once (slots)
-    max_num_batched_tokens: int | None = None  # per step; None: max(context, 2048), vLLM v0's rule
+    max_num_batched_tokens: int | None = None  # per step; None: the policy's default
     watermark: float = 0.01  # share of pages kept free at admission
     preemption: str = "recompute"  # recompute | swap: what becomes of the KV of a preempted sequence
 
@@ -174,6 +176,7 @@ class SchedulerConfig:
         t = self.max_num_batched_tokens
         _require(t is None or t >= 1, f"max_num_batched_tokens must be >= 1, got {t}")
         _require(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")
+        _require(self.order in ORDERS, f"order {self.order!r}; known: {', '.join(ORDERS)}")
         _require(self.preemption in PREEMPTIONS, f"preemption {self.preemption!r}; known: {', '.join(PREEMPTIONS)}")
 
 

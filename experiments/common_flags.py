@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, PREEMPTIONS, EngineConfig, from_dict
+from engine.config import DTYPES, ORDERS, PREEMPTIONS, EngineConfig, from_dict
 from engine.errors import ConfigError, FolioError
 
 if TYPE_CHECKING:
@@ -94,12 +94,16 @@ CONFIG = flags.DEFINE(
     serializer=_JsonSerializer(),
 )
 
-POLICY = flags.DEFINE_string("policy", DEFAULTS.scheduler.policy, "Scheduling policy.")
+POLICY = flags.DEFINE_string(
+    "policy", DEFAULTS.scheduler.policy,
+    "vllm_v0, vllm_v1, chunked, or your own: package.module:Name, path/to/file.py:Name.",
+)  # fmt: skip
+ORDER = flags.DEFINE_enum("order", DEFAULTS.scheduler.order, ORDERS, "Whose turn it is, and who is preempted.")
 MAX_NUM_SEQS = flags.DEFINE_integer(
     "max_num_seqs", DEFAULTS.scheduler.max_num_seqs, "Sequences that hold device KV at once."
 )
 MAX_NUM_BATCHED_TOKENS = flags.DEFINE_integer(
-    "max_num_batched_tokens", None, "Tokens in one step. Default: max(context, 2048)."
+    "max_num_batched_tokens", None, "Tokens in one step. Default: the policy's."
 )
 WATERMARK = flags.DEFINE_float("watermark", DEFAULTS.scheduler.watermark, "Share of pages kept free at admission.")
 
@@ -171,7 +175,7 @@ DEBUG_CHECKS = flags.DEFINE_bool(
 # By part of EngineConfig; a flag is named as its field.
 ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     "cache": (PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES),
-    "scheduler": (POLICY, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
+    "scheduler": (POLICY, ORDER, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
     "": (
         MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
         COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS,

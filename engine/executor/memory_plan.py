@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import DTYPES, EngineConfig, ModelConfig, cdiv, next_power_of_two
 from engine.errors import ConfigError
+from engine.scheduler.policy import token_budget
 
 CHUNK_BYTES = 2 << 20  # vTensor's physical chunk; on CPU a chunk is one page
 CPU_ARENA_BYTES = 1 << 30  # the most that a default engine takes on CPU
@@ -69,7 +70,7 @@ def make_memory_plan(
     if config.max_context and config.max_context > model.max_context:
         raise ConfigError(f"max_context={config.max_context} is more than the model's {model.max_context}")
     tables = layers * config.scheduler.max_num_seqs * cdiv(wanted, size) * 4
-    batched = config.scheduler.max_num_batched_tokens or max(wanted, 2048)
+    batched = token_budget(config.scheduler, wanted)
     activations = activation_bytes(model, config, batched)
     transient = cache.transient_pages * page_bytes
     staging = 2 * cache.staging_bytes // config.tensor if cache.host_bytes else 0
@@ -114,7 +115,7 @@ def make_memory_plan(
         page_bytes=page_bytes,
         max_context=context,
         context_note=note,
-        max_batched_tokens=config.scheduler.max_num_batched_tokens or max(context, 2048),
+        max_batched_tokens=token_budget(config.scheduler, context),
         weights=weights,
         arena=arena,
         page_tables=layers * config.scheduler.max_num_seqs * cdiv(context, size) * 4,
