@@ -6,9 +6,8 @@ from tests.experiments import programs
 
 
 def test_one_json_line_and_a_row_for_every_policy():
-    code, out, err = programs.run(
-        "bench_scheduler", "--num_running=3", "--num_layers=2", "--context=64", "--steps=10", "--policies=vllm_v0,vllm_v1"
-    )  # fmt: skip
+    size = ["--num_running=3", "--num_layers=2", "--context=64", "--steps=10"]
+    code, out, err = programs.run("bench_scheduler", *size, "--policies=vllm_v0,vllm_v1")
     assert (code, err) == (0, "")
     rows = json.loads(out.splitlines()[-1])["rows"]
     assert [(r["policy"], r["num_running"]) for r in rows] == [("vllm_v0", 3), ("vllm_v1", 3)]
