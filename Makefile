@@ -1,5 +1,5 @@
 # Every target builds its environment from pyproject.toml first, and again when that file changes.
-#   make demo | test | test-long | lint | bench       PYTHON=python3.12: a second environment, with jax==0.11.2
+#   make demo | test | test-long | lint | bench | conformance POLICY=path.py:Name       PYTHON=python3.12: a second environment, with jax==0.11.2
 PYTHON ?= python3
 WHICH := -c 'import sys; print(sys.executable)'
 # A Python that pyenv has but has not activated is found too.
@@ -10,7 +10,7 @@ JAX := $(if $(filter-out 3.11,$(VERSION)),jax==0.11.2 jaxlib==0.11.2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long lint format bench ready which clean
+.PHONY: demo test test-long conformance lint format bench ready which clean
 
 demo: $(READY)
 	$(BIN)/python -m experiments.demo
@@ -20,6 +20,9 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long $(TESTS)
+
+conformance: $(READY)
+	$(BIN)/python -m pytest tests/conformance/test_schedules.py tests/conformance/test_tokens.py --policy=$(POLICY)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

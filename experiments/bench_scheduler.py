@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import time
+from typing import cast
 
 import numpy as np
 from absl import flags
 
 from engine.clock import WallClock
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-from engine.engine import Engine
+from engine.engine import Engine, Executor
 from engine.errors import ConfigError
 from engine.executor.memory_plan import MemoryPlan
 from engine.executor.packing import Packer
@@ -63,7 +64,8 @@ def saturated_engine(policy: str, num_running: int, page_size: int = 16) -> Engi
     config = EngineConfig(CacheConfig(page_size=page_size, num_pages=pages), scheduler)
     store = PagedStore(PagePool(pages, layers), num_running, page_size, context)
     memory = MemoryPlan(pages, 1, 1, context, "", num_running * context, 0, 0, 0, 0)  # all prompts in one step
-    engine = Engine(model, config, memory, store, InstantExecutor(num_running), WallClock())
+    executor = cast(Executor, InstantExecutor(num_running))  # without a host tier nothing else is asked of it
+    engine = Engine(model, config, memory, store, executor, WallClock())
     params = SamplingParams(max_tokens=output, stop_token_ids=(2, 3))
     for i in range(num_running):
         engine.add_request([1] * (CONTEXT.value + i % page_size), params)

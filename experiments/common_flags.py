@@ -17,6 +17,7 @@ from absl import app, flags
 
 from engine.config import DTYPES, ORDERS, PREEMPTIONS, EngineConfig, from_dict
 from engine.errors import ConfigError, FolioError
+from engine.scheduler.policy import find_policy
 
 if TYPE_CHECKING:
     from engine import Engine
@@ -207,6 +208,7 @@ def engine_config_from_flags() -> EngineConfig:
         fields.update(given)
     values["compilation_cache_dir"] = values.get("compilation_cache_dir", DEFAULTS.compilation_cache_dir) or None
     config = from_dict(EngineConfig, values, "--config")
+    find_policy(config.scheduler.policy)
     for section, holders in ENGINE_FLAGS.items():
         part = getattr(config, section) if section else config
         for holder in holders:

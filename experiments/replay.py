@@ -197,7 +197,8 @@ def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observ
     prompt = request.prompt_tokens(engine.model_config.vocab_size)
     progress.num_arrived += 1
     try:
-        engine.add_request(prompt, params, request_id=request.id, arrival=progress.start + request.arrival_s)
+        arrival = progress.start + request.arrival_s
+        engine.add_request(prompt, params, request_id=request.id, arrival=arrival, priority=request.priority)
     except RequestError as error:
         progress.num_refused += 1
         observer.on_refused(request, error)

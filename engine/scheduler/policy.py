@@ -44,7 +44,7 @@ def names() -> list[str]:
     return sorted(_POLICIES)
 
 
-def _find(name: str) -> PolicyFactory:
+def find_policy(name: str) -> PolicyFactory:
     """The class behind `--policy`.
 
     Raises:
@@ -67,7 +67,7 @@ def token_budget(config: SchedulerConfig, context: int) -> int:
     Raises:
       ConfigError: no such policy.
     """
-    default = getattr(_find(config.policy), "default_budget", None)
+    default = getattr(find_policy(config.policy), "default_budget", None)
     return config.max_num_batched_tokens or default or max(context, 2048)
 
 
@@ -77,4 +77,4 @@ def make_policy(config: SchedulerConfig, state: SchedulerState, max_batched_toke
     Raises:
       ConfigError: no such policy.
     """
-    return _find(config.policy)(config, state, max_batched_tokens)
+    return find_policy(config.policy)(config, state, max_batched_tokens)

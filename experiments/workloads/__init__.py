@@ -21,6 +21,7 @@ applies the options common to all:
     loop          open: every request is due at its time. closed: a turn of a session is due its think time after the
                   turn before it has ended. Default: open; frozen workloads keep theirs
     temperature, top_k, top_p    sampling of all requests; greedy by default
+    priorities    each request draws one of so many, 0 the first, for --order=priority (default: as recorded, or 0)
 
 Sessions are conversations: each turn's prompt is the former prompt, the former output's length in tokens and what the
 user adds, so that prefixes are real; lengths scale by what each turn adds.
@@ -57,6 +58,7 @@ class WorkloadRequest:
     sampling: tuple[tuple[str, Any], ...] = ()  # fields of SamplingParams; none: greedy
     session: str | None = None
     turn: int = 0
+    priority: int = 0  # lower goes first under --order=priority
     think_s: float | None = None  # closed loop: due so long after the session's former turn ended, whatever arrival_s
 
     def prompt_tokens(self, vocab_size: int) -> np.ndarray:
@@ -192,7 +194,8 @@ def build(spec: str) -> list[WorkloadRequest]:
     )
     requests = builder(file, options, window)
     loop = options.choice("loop", ("open", "closed"), "closed" if name == "frozen" else "open")
-    scaled, finish = _length_transform(options), _common_transform(options, closed=loop == "closed")
+    scaled = _length_transform(options)
+    finish = _common_transform(options, closed=loop == "closed", seed=window.seed)
     options.finish()
     kept = requests[window.start :][: window.num]
     if not kept:
@@ -265,8 +268,8 @@ def _length_transform(options: Options) -> Callable[[WorkloadRequest], WorkloadR
     return apply
 
 
-def _common_transform(options: Options, closed: bool) -> Callable[[WorkloadRequest], WorkloadRequest]:
-    """Times, the loop and sampling."""
+def _common_transform(options: Options, closed: bool, seed: int) -> Callable[[WorkloadRequest], WorkloadRequest]:
+    """Times, the loop, sampling and priorities; called with the final ids."""
     rate_scale, time_scale = options.optional_number("rate_scale"), options.optional_number("time_scale")
     if rate_scale and time_scale:
         raise options.error("rate_scale and time_scale say the same thing; give one of them")
@@ -276,12 +279,16 @@ def _common_transform(options: Options, closed: bool) -> Callable[[WorkloadReque
         "top_k": options.optional_integer("top_k"),
         "top_p": options.optional_number("top_p"),
     }
+    priorities, keys = options.optional_integer("priorities"), stream_keys(seed)
     sampling = tuple((name, value) for name, value in given.items() if value is not None)
     SamplingParams(**dict(sampling))  # refuses what is out of range before anything runs
 
     def apply(r: WorkloadRequest) -> WorkloadRequest:
         think = r.think_s * stretch if closed and r.think_s is not None else None
-        return dataclasses.replace(r, arrival_s=r.arrival_s * stretch, think_s=think, sampling=sampling or r.sampling)
+        changes: dict[str, Any] = {"sampling": sampling} if sampling else {}
+        if priorities:
+            changes["priority"] = int(stream_tokens(keys, np.array([int(r.id)]), priorities)[0])
+        return dataclasses.replace(r, arrival_s=r.arrival_s * stretch, think_s=think, **changes)
 
     return apply
 

@@ -1,10 +1,10 @@
 """Frozen workloads: what a spec built, in a file that proves it is unchanged. `frozen:FILE` replays one.
 
 JSON lines. The header says what was frozen, for which vocabulary, and the content hash; each row is one request with
-its own digest: the SHA-256 of its columns as compact JSON (arrival_s, output_len, sampling, session, turn, think_s) and
-of its prompt's token ids as little-endian int32. The content hash is the SHA-256 of all digests in order. Prompts are
-stored as what they follow from (a seed; block ids; explicit ids), but the digest covers the tokens themselves, so a
-generator that changed is noticed, too.
+its own digest: the SHA-256 of its columns as compact JSON (arrival_s, output_len, sampling, session, turn, think_s,
+priority unless 0) and of its prompt's token ids as little-endian int32. The content hash is the SHA-256 of all digests
+in order. Prompts are stored as what they follow from (a seed; block ids; explicit ids), but the digest covers the
+tokens themselves, so a generator that changed is noticed, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.workloads.content import Blocks, TokenIds
 from experiments.workloads.rows import field, json_lines
 
 VERSION = 1
-COLUMNS = ("arrival_s", "prompt_len", "output_len", "session", "turn", "think_s")
+COLUMNS = ("arrival_s", "prompt_len", "output_len", "session", "turn", "think_s", "priority")
 DIGEST_CHARACTERS = 16  # of a row's digest in the file; the content hash takes all of it
 
 
@@ -92,6 +92,7 @@ def _combined(digests: Sequence[str]) -> str:
 
 def _digest(r: WorkloadRequest, vocab_size: int) -> str:
     columns = [float(r.arrival_s), r.output_len, r.sampling, r.session, r.turn, r.think_s]
+    columns += [r.priority] if r.priority else []
     state = hashlib.sha256(json.dumps(columns, separators=(",", ":")).encode())
     state.update(r.prompt_tokens(vocab_size).astype("<i4").tobytes())
     return state.hexdigest()
@@ -108,6 +109,8 @@ def _row(r: WorkloadRequest) -> dict[str, Any]:
         row |= {"hash_ids": r.content.ids, "block": r.content.size}
     if r.session is not None:
         row |= {"session": r.session, "turn": r.turn, "think_s": r.think_s}
+    if r.priority:
+        row["priority"] = r.priority
     return row | ({"sampling": dict(r.sampling)} if r.sampling else {})
 
 

@@ -30,7 +30,7 @@ HOST_PAGES = st.sampled_from([2, 6, 64])
 
 @pytest.mark.parametrize("preemption", ["recompute", "swap"])
 @pytest.mark.parametrize("async_depth", [0, 1])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(load=st.lists(ARRIVALS, min_size=1, max_size=8), setup=SETUPS, host_pages=HOST_PAGES)
 def test_any_load(policy, async_depth, preemption, load, setup, host_pages):
     """Small pools, all orders, aborts at any time; every token is a hash of what the pages hold."""

@@ -78,3 +78,13 @@ def test_a_signal_ends_the_run_between_two_steps():
     assert (progress.num_arrived, len(progress.completed), progress.num_in_flight) == (2, 1, 1)
     with pytest.raises(KeyboardInterrupt):
         stop(signal.SIGINT, None)
+
+
+def test_priorities_reach_the_engine():
+    """Three requests of a burst: their first tokens come in the order of their priorities."""
+    engine = timed_engine()
+    engine.state.waiting.order = "priority"
+    requests = [WorkloadRequest(str(i), 0.0, 10, 1, priority=p) for i, p in enumerate((2, 0, 1))]
+    log = Log()
+    replay(engine, requests, log, StopFlag(), sleep=engine.clock.sleep)
+    assert [*log.outputs] == ["1", "2", "0"]

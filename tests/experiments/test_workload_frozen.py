@@ -43,7 +43,7 @@ def frozen(path, requests, vocab_size=VOCAB):
     return digest
 
 
-SPECS = ("mooncake:{}/m.jsonl", "sharegpt:{}/s.json,loop=closed", *PINNED)
+SPECS = ("mooncake:{}/m.jsonl", "sharegpt:{}/s.json,loop=closed", "burst:num=9,context=9,priorities=3", *PINNED)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -53,7 +53,17 @@ def test_round_trip(files, spec):
     for again in (build(f"frozen:{files}/w.jsonl"), build(f"{files}/w.jsonl")):
         for a, b in zip(requests, again, strict=True):
             assert a.prompt_tokens(VOCAB).tolist() == b.prompt_tokens(4 * VOCAB).tolist()
-            columns = ("id", "arrival_s", "prompt_len", "output_len", "sampling", "session", "turn", "think_s")
+            columns = (
+                "id",
+                "arrival_s",
+                "prompt_len",
+                "output_len",
+                "sampling",
+                "session",
+                "turn",
+                "think_s",
+                "priority",
+            )
             assert all(getattr(a, c) == getattr(b, c) for c in columns)
         assert {workload_hash(again, v) for v in (VOCAB, 4 * VOCAB)} == {digest} == {workload_hash(requests, VOCAB)}
         assert freeze(again, "spec", 0, 4 * VOCAB) == ((files / "w.jsonl").read_text(), digest)
@@ -66,7 +76,16 @@ def test_hashes_are_the_same_on_every_version(spec):
 
 def test_the_hash_covers_everything():
     base = "synthetic:turns=2,arrivals=fixed,prompt=fixed:9,num=4"
-    more = ("seed=1", "rate=2", "max_output=3", "max_prompt=8", "temperature=1", "loop=closed", "loop=closed,think=2")
+    more = (
+        "seed=1",
+        "rate=2",
+        "max_output=3",
+        "max_prompt=8",
+        "temperature=1",
+        "priorities=2",
+        "loop=closed",
+        "loop=closed,think=2",
+    )
     variants = (base, base[:-1] + "3", *(f"{base},{options}" for options in more))
     hashes = [workload_hash(build(spec), VOCAB) for spec in variants] + [workload_hash(build(base), VOCAB + 1)]
     assert len(set(hashes)) == len(hashes)

@@ -203,3 +203,10 @@ def test_azure_like_has_the_hours_quantiles():
     for low, high in ((0, 450), (900, 1200), (3900, 10**6)):  # the dependence of output on context is kept
         medians = [np.median(out[(ctx >= low) & (ctx < high)]) for _, ctx, out in (real, like)]
         assert medians[1] == pytest.approx(medians[0], rel=0.12)
+
+
+def test_priorities_are_drawn_alike_whatever_the_number_of_requests():
+    """All levels occur; a longer workload starts as a shorter one; the default is one level."""
+    drawn = [[r.priority for r in build(f"burst:num={n},context=5,priorities=3")] for n in (20, 40)]
+    assert drawn[1][:20] == drawn[0] and {*drawn[1]} == {0, 1, 2}
+    assert {r.priority for r in build("burst:num=5,context=5")} == {0}
