@@ -15,8 +15,7 @@ from engine.errors import ConfigError
 from engine.executor.jax_executor import JaxExecutor
 from engine.executor.memory_plan import make_memory_plan
 from engine.memory.host import HostTier
-from engine.memory.paged import PagedStore
-from engine.memory.pages import PagePool
+from engine.memory.stores import make_store
 from engine.models import hf_config, llama, tensors, weights
 from engine.presets import PRESETS
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -54,16 +53,20 @@ def assemble(
     source: str = "the model",
 ) -> Engine:
     """An engine from parameters that are on the device already."""
-    pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
     host = HostTier(config.cache.host_bytes // spec.page_bytes) if config.cache.host_bytes else None
-    store = PagedStore(pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context, host)
+    store = make_store(
+        config.cache.store, memory.num_pages, model.num_layers, memory.pages_per_chunk, memory.num_slots,
+        spec.page_size, memory.max_context, host,
+    )  # fmt: skip
     clock = WallClock()
     executor = JaxExecutor(
-        model, params, config, mesh, spec, pool.arena_pages, store.num_slots, store.table_width, clock
+        model, params, config, mesh, spec, store.arena_pages, store.num_slots, store.table_width, clock, store.view
     )
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:
         logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
+    if memory.slots_note:
+        logging.warning("max_num_seqs is %d: %s", memory.num_slots, memory.slots_note)
     if config.precompile:
         engine.warmup()
     return engine

@@ -53,6 +53,7 @@ class JaxExecutor:
         num_slots: int,
         table_width: int,
         clock: WallClock,
+        view: str,
     ):
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
         self._last_end = clock.now()  # of the step collected last
@@ -70,7 +71,7 @@ class JaxExecutor:
         self._windows = [self._put(np.int32(NO_WINDOW if w is None else w)) for w in windows]
         self.packer = Packer(num_slots, config.query_tile, config.max_tiles, config.deterministic)
         self.programs = Programs(
-            model, mesh, config.attention_backend, config.deterministic, capture=config.capture_logits
+            model, mesh, config.attention_backend, config.deterministic, config.capture_logits, view
         )
 
     def _put(self, array: Any) -> jax.Array:

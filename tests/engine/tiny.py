@@ -33,6 +33,7 @@ def tiny_engine(
     max_batched_tokens: int | None = None,
     host_pages: int = 0,
     preemption: str = "recompute",
+    store: str = "paged",
     **options,
 ) -> Engine:
     """A real engine on CPU, `num_pages` and `host_pages` per layer, with NaN poison, debug checks and captured logits."""
@@ -40,9 +41,10 @@ def tiny_engine(
     spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     config = EngineConfig(
         cache=CacheConfig(
+            store=store,
             page_size=page_size,
             num_pages=num_pages * model.num_layers,
-            pages_per_chunk=chunk,
+            pages_per_chunk=chunk if store == "paged" else None,
             host_bytes=host_pages * model.num_layers * spec.page_bytes,
         ),
         scheduler=SchedulerConfig(
