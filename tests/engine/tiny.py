@@ -36,7 +36,7 @@ def tiny_engine(
     store: str = "paged",
     **options,
 ) -> Engine:
-    """A real engine on CPU, `num_pages` and `host_pages` per layer, with NaN poison, debug checks and captured logits."""
+    """A real engine on CPU, `num_pages` and `host_pages` per layer, with NaN poison, debug checks and logits kept."""
     defaults = {"debug_checks": True, "poison": True, "capture_logits": True, "query_tile": 16, "max_tiles": 4}
     spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     config = EngineConfig(
