@@ -53,14 +53,22 @@ def assemble(
     source: str = "the model",
 ) -> Engine:
     """An engine from parameters that are on the device already."""
-    host = HostTier(config.cache.host_bytes // spec.page_bytes) if config.cache.host_bytes else None
+    cache = config.cache
     store = make_store(
-        config.cache.store, memory.num_pages, model.num_layers, memory.pages_per_chunk, memory.num_slots,
-        spec.page_size, memory.max_context, host,
-    )  # fmt: skip
+        cache.store,
+        memory.num_pages,
+        model.num_layers,
+        memory.pages_per_chunk,
+        memory.num_slots,
+        spec.page_size,
+        memory.max_context,
+        HostTier(cache.host_bytes // spec.page_bytes) if cache.host_bytes else None,
+        cache.transient_pages,
+    )
     clock = WallClock()
+    arena_pages = store.arena_pages + cache.transient_pages
     executor = JaxExecutor(
-        model, params, config, mesh, spec, store.arena_pages, store.num_slots, store.table_width, clock, store.view
+        model, params, config, mesh, spec, arena_pages, store.num_slots, store.table_width, clock, store.view
     )
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.errors import ConfigError
 
-DTYPES = {"float32": 4, "bfloat16": 2}  # bytes per element
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
 STORES = ("paged", "native")
 ROPE_SCALINGS = ("default", "linear", "llama3")
@@ -136,6 +136,7 @@ class CacheConfig:
     device_fraction: float | None = None  # of the device's memory, weights and activations included
     host_bytes: int = 0  # the host tier's cap; 0: no host tier
     staging_bytes: int = 256 << 20  # blocks on their way, per direction
+    transient_pages: int = 0  # to stream one parked layer of all rows of a step through; 0: no layer is ever parked
 
     def __post_init__(self):
         _require(
@@ -157,6 +158,9 @@ class CacheConfig:
         f = self.device_fraction
         _require(f is None or 0 < f <= 1, f"device_fraction must be in (0, 1], got {f}")
         _require(self.host_bytes >= 0, f"host_bytes must be >= 0, got {self.host_bytes}")
+        _require(self.transient_pages >= 0, f"transient_pages must be >= 0, got {self.transient_pages}")
+        _require(not self.transient_pages or self.host_bytes > 0, "transient_pages need a host tier: set host_bytes")
+        _require(not self.transient_pages or self.store == "paged", "transient_pages are for store=paged")
         _require(self.staging_bytes > 0, f"staging_bytes must be > 0, got {self.staging_bytes}")
 
 
@@ -190,6 +194,7 @@ class EngineConfig:
     tensor: int = 1  # devices along the mesh axis `tensor`
     async_depth: int = 1  # steps submitted ahead of the one whose tokens are waited for; 0: none
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
+    prefetch_depth: int = 1  # layers whose parked pages are on their way while one is computed
     link_gbs: float | None = None  # pace copies to and from the host to so many 1e9 bytes/s each way; None: unpaced
     attention_backend: str | None = None  # None: the default, which always works; a name is obeyed or fails
     query_tile: int = 64  # TQ: tokens in one prefill query tile
@@ -208,6 +213,7 @@ class EngineConfig:
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(self.tensor == 1, f"tensor={self.tensor}: more than one device is not built yet")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")
+        _require(self.prefetch_depth >= 0, f"prefetch_depth must be >= 0, got {self.prefetch_depth}")
         _require(self.link_gbs is None or self.link_gbs > 0, f"link_gbs must be > 0, got {self.link_gbs}")
         _require(
             self.scheduler.preemption == "recompute" or self.cache.host_bytes > 0,

@@ -14,11 +14,13 @@ from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
 from engine.memory.moves import Copy
 from engine.metrics import RequestMetrics, StepRecord
+from engine.output_text import OutputText
 from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.policy import make_policy
 from engine.scheduler.state import SchedulerState
+from engine.stopping import check_stop_strings, end_reason, stop_ids
 from engine.tokenizer import prompt_ids
 
 if TYPE_CHECKING:
@@ -143,7 +145,6 @@ class Engine:
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
         request_id = request_id if request_id is not None else f"request-{self._arrivals}"
         self._refuse_impossible(request_id, tokens, params, max_length)
-        stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.model_config.eos_token_ids))
         seed = params.seed if params.seed is not None else (self.config.seed * 1_000_003 + self._arrivals) % 2**31
         request = Request(
             request_id,
@@ -152,9 +153,10 @@ class Engine:
             arrival=now if arrival is None else arrival,
             seed=seed,
             max_length=max_length,
-            stop_ids=frozenset(stops),
+            stop_ids=stop_ids(params, self.model_config),
             injected=now,
             info=info or {},
+            text=OutputText(self.tokenizer, tuple(params.stop)) if params.stop and self.tokenizer else None,
         )
         self._arrivals += 1
         self._live[request_id] = request
@@ -193,6 +195,9 @@ class Engine:
             bad = [t for t in getattr(params, name) if not 0 <= t < vocab]
             if bad:
                 raise RequestError(f"{name} {bad[0]} is outside the vocabulary of {vocab}")
+        check_stop_strings(params, self.tokenizer, self.source)
+        if (params.logprobs or 0) > vocab:
+            raise RequestError(f"logprobs={params.logprobs} is more than the vocabulary of {vocab}")
         if not self.store.can_ever_hold(max_length - 1):  # the last token's KV is never needed
             raise RequestError(
                 f"{max_length} tokens (prompt {len(tokens)} + output) never fit the KV pool of {self.num_pages} pages"
@@ -203,6 +208,8 @@ class Engine:
         request = self._live.get(request_id)
         if request is None:
             return False
+        if request.text is not None:
+            request.text.close()
         self._finish(request, "abort", self.clock.now())
         return True
 
@@ -262,7 +269,7 @@ class Engine:
             unmapped[plan.deltas[:, 3]] = True
             for move in plan.moves:
                 unmapped[move.pages] &= not move.out  # still to be read
-            self.executor.poison(unmapped)
+            self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
         rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
         for request, _ in rows:
             request.in_flight += 1
@@ -303,7 +310,9 @@ class Engine:
             request.token_times.append(result.end)
             if result.logits is not None:
                 request.logits.append(result.logits[row])
-            reason = request.end_reason()
+            if result.logprobs is not None and request.params.logprobs is not None:
+                request.logprobs.append(result.logprobs[row])
+            reason = end_reason(request)
             if reason:
                 self._finish(request, reason, result.end)
                 num_finished += 1
@@ -377,17 +386,14 @@ class Engine:
         the request is aborted. Streams may be interleaved with each other and with `step`."""
         request = self._live[self.add_request(prompt, params)]
         inbox = self._inboxes[request.id] = deque()
-        text = self.tokenizer.stream() if self.tokenizer else None
+        if self.tokenizer is not None and request.text is None:
+            request.text = OutputText(self.tokenizer)
         try:
             while inbox or request.phase is not Phase.FINISHED:
                 if not inbox:
                     self._advance()
                     continue
-                output = inbox.popleft()
-                if text is not None:
-                    new = "".join(map(text.add, output.new_token_ids))
-                    output.new_text = new + text.finish() if output.finished else new
-                yield output
+                yield inbox.popleft()
         finally:
             self._forget([request.id])
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.logprobs import TokenLogprobs, read_row
 from engine.metrics import RequestMetrics
 from engine.request import Request
 
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 class RequestOutput:
     """A request's tokens up to one step. Cheap to make; lists and text are built when asked for."""
 
-    __slots__ = ("_end", "_request", "_start", "_tokenizer", "finished", "new_text")
+    __slots__ = ("_end", "_request", "_start", "_text", "_tokenizer", "finished", "new_text")
 
     def __init__(self, request: Request, num_new: int, finished: bool, tokenizer: Tokenizer | None):
         self._request, self._end = request, len(request.output)
         self._start, self.finished, self._tokenizer = self._end - num_new, finished, tokenizer
-        self.new_text: str | None = None  # what this step adds to the text; filled in by `Engine.stream`
+        self._text: str | None = None
+        self.new_text: str | None = None  # what this step adds to text that is decoded as it grows (streams, `stop`)
+        if request.text is not None:
+            self._text, self.new_text = request.text.text, request.text.new if num_new else None
 
     @property
     def request_id(self) -> str:
@@ -45,13 +49,29 @@ class RequestOutput:
 
     @property
     def text(self) -> str | None:
-        """The produced tokens as text; None without a tokenizer."""
+        """The produced tokens as text; None without a tokenizer. Ends before a stop string and, while the request runs,
+        before what may become one."""
+        if self._text is not None:
+            return self._text
         return None if self._tokenizer is None else self._tokenizer.decode(self.token_ids)
 
     @property
     def finish_reason(self) -> str | None:
-        """stop (a stop token), length, or abort; None while it runs."""
+        """stop (a stop token or string), length, or abort; None while it runs."""
         return self._request.finish_reason if self.finished else None
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        """Which of `stop_token_ids` or `stop` ended it; None for the model's own end-of-sequence token, as in vLLM."""
+        return self._request.stop_reason if self.finished else None
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        """A record for each token, with `SamplingParams.logprobs`."""
+        k = self._request.params.logprobs
+        if k is None:
+            return None
+        return [read_row(t, row, k) for t, row in zip(self.token_ids, self._request.logprobs, strict=False)]
 
     @property
     def logits(self) -> np.ndarray | None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.errors import ConfigError
+from engine.logprobs import MAX_LOGPROBS
+
+if TYPE_CHECKING:
+    from engine.output_text import OutputText
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,14 @@ class SamplingParams:
     temperature: float = 0.0
     top_k: int = 0  # keep the k most likely tokens; 0: all
     top_p: float = 1.0  # keep the smallest set of most likely tokens with at least this mass
+    min_p: float = 0.0  # drop tokens less likely than this share of the most likely one; cuts before top_k and top_p
     seed: int | None = None  # None: derived from the engine's seed and the order of arrival
     max_tokens: int = 128
+    min_tokens: int = 0  # no stop token can be drawn, and no stop string counts, among the first ones
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # strings that end it; `text` is cut before them. Needs a tokenizer
     ignore_eos: bool = False
+    logprobs: int | None = None  # log-probabilities of each token and of this many most likely ones; None: none
     forced_tokens: tuple[int, ...] = ()  # teacher forcing: these tokens are produced, whatever the logits say
 
     def __post_init__(self):
@@ -44,14 +52,20 @@ class SamplingParams:
         hot = self.temperature
         require(hot == 0 or 1e-4 <= hot <= 1e4, f"temperature must be 0 (greedy) or in [1e-4, 1e4], got {hot!r}")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p!r}")
+        require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p!r}")
         integer("top_k", 0)
         integer("max_tokens", 1)
+        integer("min_tokens", 0, int(self.max_tokens) + 1)
+        if self.logprobs is not None:
+            integer("logprobs", 0, MAX_LOGPROBS + 1)
         if self.seed is not None:
             integer("seed", 0)
         for name in ("stop_token_ids", "forced_tokens"):
             value = getattr(self, name)
             ids = isinstance(value, (tuple, list)) and all(isinstance(t, Integral) for t in value)
             require(ids, f"{name} must be a tuple of token ids, got {value!r}")
+        strings = isinstance(self.stop, (tuple, list)) and all(isinstance(s, str) and s for s in self.stop)
+        require(strings, f"stop must be a tuple of non-empty strings, got {self.stop!r}")
 
     @property
     def greedy(self) -> bool:
@@ -87,23 +101,20 @@ class Request:
     cached: int = 0  # tokens whose KV is on the host while SWAPPED
     token_times: list[float] = field(default_factory=list)  # when each became known to the host
     finish_reason: str | None = None  # stop | length | abort
+    stop_reason: int | str | None = None  # the stop token id or string that ended it; None: the model's own, or no stop
     injected: float | None = None  # when the engine learned of it
     scheduled: float | None = None  # when its first prefill was submitted
     finished: float | None = None
     num_preemptions: int = 0
     logits: list[np.ndarray] = field(default_factory=list)  # float32 [V] per token, with capture_logits
+    logprobs: list[np.ndarray] = field(default_factory=list)  # device rows, see `engine.logprobs`
+    text: OutputText | None = None  # decoded as it grows, for stop strings and streams
     info: dict[str, Any] = field(default_factory=dict)  # the workload's own columns
 
     @property
     def num_tokens(self) -> int:
         """Prompt and produced tokens."""
         return len(self.prompt) + len(self.output)
-
-    def end_reason(self) -> str | None:
-        """Why its newest token ends it: "stop" or "length"; None when it goes on."""
-        if self.output[-1] in self.stop_ids:
-            return "stop"
-        return "length" if self.num_tokens >= self.max_length else None
 
     def tokens(self, start: int, end: int) -> np.ndarray:
         """Prompt and produced tokens [start, end), int32: what a prefill computes."""

@@ -97,7 +97,13 @@ def prompt_ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, model: 
     if not isinstance(prompt, str):
         return list(prompt)
     if tokenizer is None:
-        if (Path(model) / FILE).exists():
-            raise RequestError(f"a text prompt needs the tokenizers library: {INSTALL}; or give token ids")
-        raise RequestError(f"a text prompt needs a tokenizer and {model} has no {FILE}; give token ids")
+        raise no_tokenizer("a text prompt needs", model, "give token ids")
     return tokenizer.encode(prompt)
+
+
+def no_tokenizer(what: str, model: str | Path, instead: str) -> RequestError:
+    """The error for something that needs a tokenizer when there is none: says whether the file or the library is
+    missing. `what` ends in a verb."""
+    if (Path(model) / FILE).exists():
+        return RequestError(f"{what} the tokenizers library: {INSTALL}; or {instead}")
+    return RequestError(f"{what} a tokenizer and {model} has no {FILE}; {instead}")

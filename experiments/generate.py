@@ -21,15 +21,21 @@ from engine.request import SamplingParams
 from experiments import common_flags
 
 if TYPE_CHECKING:
-    from engine import Engine, RequestOutput
+    from engine import RequestOutput
 
 PROMPT = flags.DEFINE_string("prompt", None, "Text; needs the model's tokenizer.json and the `hf` extra.")
 PROMPT_IDS = flags.DEFINE_list("prompt_ids", None, "Token ids, such as 1,2,3.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", SamplingParams().max_tokens, "Tokens to produce at most.")
 TEMPERATURE = flags.DEFINE_float("temperature", SamplingParams().temperature, "0: greedy.")
 TOP_K = flags.DEFINE_integer("top_k", SamplingParams().top_k, "Keep the k most likely tokens; 0: all.")
+MIN_P = flags.DEFINE_float("min_p", SamplingParams().min_p, "Drop tokens below this share of the most likely one.")
 TOP_P = flags.DEFINE_float("top_p", SamplingParams().top_p, "Keep the most likely tokens with this mass.")
 SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", None, "Of the request. Default: derived from --seed.")
+MIN_TOKENS = flags.DEFINE_integer("min_tokens", SamplingParams().min_tokens, "No stop among the first ones.")
+STOP = flags.DEFINE_multi_string("stop", [], "A string that ends the output; may be repeated.")
+LOGPROBS = flags.DEFINE_integer(
+    "logprobs", None, "Print log-probabilities: each token's, and those of this many rivals."
+)
 STOP_IDS = flags.DEFINE_list("stop_ids", [], "Token ids that end the output, besides the model's own.")
 IGNORE_EOS = flags.DEFINE_bool("ignore_eos", False, "Do not stop at the model's end-of-sequence tokens.")
 WARMUP = flags.DEFINE_bool("warmup", False, "Compile every bucket before the request.")
@@ -59,10 +65,14 @@ def params_from_flags() -> SamplingParams:
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,
+        min_p=MIN_P.value,
         seed=SAMPLING_SEED.value,
         max_tokens=MAX_TOKENS.value,
+        min_tokens=MIN_TOKENS.value,
         stop_token_ids=tuple(token_ids("stop_ids", STOP_IDS.value)),
+        stop=tuple(STOP.value),
         ignore_eos=IGNORE_EOS.value,
+        logprobs=LOGPROBS.value,
     )
 
 
@@ -84,6 +94,14 @@ def speed_line(m: RequestMetrics) -> str:
     return f"{m.num_prompt_tokens} prompt tokens, {m.num_output_tokens} produced: TTFT {m.ttft_s or 0:.3f} s{decode}"
 
 
+def logprob_lines(output: RequestOutput) -> Iterator[str]:
+    """One line per token: its id, log-probability and rank, then the most likely tokens."""
+    for record in output.logprobs or []:
+        rivals = zip(record.top_tokens, record.top_logprobs, strict=True)
+        own = f"{record.token} {record.logprob:.4f} rank {record.rank}"
+        yield " ".join([own, *(f"{token}:{value:.4f}" for token, value in rivals)])
+
+
 def main() -> int:
     """The program."""
     model, config = common_flags.required_model(), common_flags.engine_config_from_flags()
@@ -93,28 +111,20 @@ def main() -> int:
         raise RequestError(f"--prompt is text but {model} has no usable tokenizer.json: give --prompt_ids")
     if WARMUP.value:
         engine.warmup()
-    last: RequestMetrics | None = None
+    last: RequestOutput | None = None
     try:
-        for output, text in pieces(engine, prompt, params):
-            print(text, end="", flush=True)
-            last = output.metrics
+        for last in engine.stream(prompt, params):
+            print(piece(last), end="", flush=True)
     finally:  # Ctrl-C too: what was produced has been printed
         print(flush=True)
         if last is not None:
-            print(speed_line(last), file=sys.stderr)
+            print(*logprob_lines(last), speed_line(last.metrics), sep="\n", file=sys.stderr)
     return 0
 
 
-def pieces(engine: Engine, prompt: str | list[int], params: SamplingParams) -> Iterator[tuple[RequestOutput, str]]:
-    """Each output of the stream and what to print for it."""
-    detokenizer = engine.tokenizer.stream() if engine.tokenizer else None
-    for output in engine.stream(prompt, params):
-        if detokenizer is None:
-            text = "".join(f"{token} " for token in output.new_token_ids)
-        else:
-            text = "".join(detokenizer.add(token) for token in output.new_token_ids)
-            text += detokenizer.finish() if output.finished else ""
-        yield output, text
+def piece(output: RequestOutput) -> str:
+    """What a step adds to the print: its text, or token ids when the model has no tokenizer."""
+    return output.new_text if output.new_text is not None else "".join(f"{t} " for t in output.new_token_ids)
 
 
 if __name__ == "__main__":

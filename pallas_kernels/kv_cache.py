@@ -26,7 +26,7 @@ class KVSpec:
     page_size: int  # S: tokens of one layer in a page, a power of two
     num_kv_heads: int  # K
     head_dim: int  # D
-    dtype: str  # "float32" | "bfloat16": what the values mean, not how they are stored
+    dtype: str  # a key of DTYPES: what the values mean, not how they are stored
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -41,7 +41,7 @@ class KVSpec:
 
 
 def storage_dtype(spec: KVSpec, platform: str) -> jnp.dtype:
-    """The dtype pages are stored in: 16-bit values as uint16 on CPU, where JAX 0.10.2 would convert a whole bfloat16
+    """The dtype pages are stored in: 16-bit values as uint16 on CPU, where JAX 0.10.2 would convert a whole 16-bit
     arena to float32 and back at every write; otherwise the dtype itself."""
     return jnp.dtype("uint16" if platform == "cpu" and DTYPES[spec.dtype] == 2 else spec.dtype)
 
@@ -142,6 +142,7 @@ class PagedView:
     table: jax.Array  # int32 [L, slots, N]
     layer: jax.Array  # int32 scalar, may be traced
     rows: jax.Array  # int32 [R]: the slot of each row
+    parked: jax.Array | None = None  # int32 [R, 3]: (a, b, start): pages [a, b) lie at `start` on, not in the table
 
     def page_ids(self, first: jax.Array | int, count: int) -> jax.Array:
         """Page ids of logical pages [first, first + count) of each row; the zero page beyond the table's N.
@@ -156,11 +157,16 @@ class PagedView:
         logical = _logical(first, count, self.rows.shape[0])
         at = self.table.at[self.layer, self.rows[:, None], logical]
         ids = at.get(mode="clip", wrap_negative_indices=False)
-        return jnp.where((logical >= 0) & (logical < self.table.shape[2]), ids, ZERO_PAGE)
+        ids = jnp.where((logical >= 0) & (logical < self.table.shape[2]), ids, ZERO_PAGE)
+        if self.parked is None:
+            return ids
+        a, b, start = (self.parked[:, i : i + 1] for i in range(3))
+        return jnp.where((logical >= a) & (logical < b), start + logical - a, ids)
 
     def take(self, first: jax.Array | int, count: int) -> PagedView:
         """The view of rows [first, first + count); first may be traced."""
-        return PagedView(self.table, self.layer, jax.lax.dynamic_slice_in_dim(self.rows, first, count))
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count)  # noqa: E731
+        return PagedView(self.table, self.layer, *jax.tree.map(part, (self.rows, self.parked)))
 
 
 @struct.dataclass

@@ -7,7 +7,8 @@ token sampled into each slot, from which the next decode step reads its input. `
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import jax
@@ -20,8 +21,10 @@ from engine.config import EngineConfig, ModelConfig
 from engine.executor.packing import Bucket, Packer, SubBatch
 from engine.executor.programs import Programs
 from engine.executor.transfers import Transfer, Transfers
-from engine.memory.moves import Copy, Move
-from engine.scheduler.plan import Plan, SamplingRows, StepResult
+from engine.logprobs import ROW_FIELDS
+from engine.memory.moves import Copy, Move, Stream
+from engine.scheduler.plan import Plan, StepResult
+from engine.scheduler.sampling_rows import FIELDS, ROW, need_logprobs, need_sampler
 from pallas_kernels import KVSpec, init_arena
 
 DELTA_SIZES = (256, 4096)  # entries of one page-table scatter; more of them take several
@@ -36,6 +39,7 @@ class Ticket:
     batches: list[SubBatch]
     last_tokens: jax.Array  # int32 [slots + 1], after the step
     logits: list[jax.Array | None]  # per sub-batch
+    logprobs: list[jax.Array | None]  # per sub-batch
     start: float
 
 
@@ -64,6 +68,8 @@ class JaxExecutor:
         if config.cache.host_bytes:
             self.transfers = Transfers(sharded, spec.page_bytes, clock, config.link_gbs, config.cache.staging_bytes)
         self._fetched: deque[Transfer] = deque()  # blocks on their way in
+        self._transient = arena_pages - config.cache.transient_pages  # the first transient page
+        self._nothing_parked = lru_cache(None)(lambda b: self._put(np.zeros((b.rows + b.tiles, 3), np.int32)))
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
         self._last_tokens = self._put(np.zeros(num_slots + 1, np.int32))  # the last entry is nobody's
         self._layer_index = [self._put(np.int32(i)) for i in range(model.num_layers)]
@@ -90,30 +96,48 @@ class JaxExecutor:
             for b, p in zip(batches, packed, strict=True)
         ]
         xs, ropes = [x for x, _ in states], [rope for _, rope in states]
+        streams = {s.layer: s for s in plan.streams}
         layers = zip(self.params["layers"], self._layer_index, self._windows, strict=True)
         for number, (weights, index, window) in enumerate(layers):
             self._land(incoming, number)
             for i, batch in enumerate(batches):
                 layer = self.programs.layer(batch.bucket)
-                self._kv, xs[i] = layer(weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window)
-        logits = []
+                parked = self._parked(batch, streams.get(number))
+                self._kv, xs[i] = layer(
+                    weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window, parked
+                )
+        logits, logprobs = [], []
         for x, batch, p in zip(xs, batches, packed, strict=True):
-            logits.append(self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else None)
-        return Ticket(plan, batches, self._last_tokens, logits, start)
+            known = self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else (None, None)
+            logits.append(known[0])
+            logprobs.append(known[1])
+        return Ticket(plan, batches, self._last_tokens, logits, logprobs, start)
 
     def _move(self, plan: Plan) -> deque[Move]:
         """Starts the plan's copies out, before anything of the step is written. Returns its copies in, by layer."""
         if self.transfers is None:
             return deque()
-        out, incoming = (
-            [m for m in plan.moves if m.out],
-            sorted((m for m in plan.moves if not m.out), key=lambda m: m.layer),
-        )
-        self.transfers.expect(out + incoming)
+        out, back = [m for m in plan.moves if m.out], [m for m in plan.moves if not m.out]
+        for move in (m for stream in plan.streams for m in stream.fetches):
+            back.append(replace(move, pages=np.where(move.pages < 0, move.pages, move.pages + self._transient)))
+        back.sort(key=lambda m: m.layer)
+        self.transfers.expect(out + back)
         for move in out:
             self.transfers.send(self._kv, move)
         self.transfers.drop(plan.freed_blocks)
-        return deque(incoming)
+        return deque(back)
+
+    def _parked(self, batch: SubBatch, stream: Stream | None) -> jax.Array | None:
+        """Where a sub-batch's rows and tiles find their parked pages, int32 [rows + tiles, 3]; None: nothing is ever
+        parked."""
+        if not self.config.cache.transient_pages:
+            return None
+        if stream is None:
+            return self._nothing_parked(batch.bucket)
+        by_slot = np.zeros((self.packer.num_slots, 3), np.int32)
+        by_slot[stream.rows[:, 0]] = stream.rows[:, 1:] + (0, 0, self._transient)
+        part = batch.bucket.unpack(batch.packed)
+        return self._put(by_slot[np.concatenate([part["row_slot"], part["tile_slot"]])])
 
     def abandon(self) -> tuple[Copy, ...]:
         """After a failed `submit`: forgets what it had begun. Returns the copies that have ended or never started."""
@@ -127,34 +151,35 @@ class JaxExecutor:
         """Brings in what this layer is about to read, and has the next layer's blocks on their way meanwhile."""
         if self.transfers is None:
             return
-        while incoming and incoming[0].layer <= layer + 1:
+        while incoming and incoming[0].layer <= layer + self.config.prefetch_depth:
             transfer = self.transfers.fetch(incoming.popleft())
             if transfer is not None:
                 self._fetched.append(transfer)
         while self._fetched and self._fetched[0].move.layer <= layer:
             self._kv = self.transfers.land(self._kv, self._fetched.popleft())
 
-    def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: SamplingRows | None):
-        """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured."""
-        rows = None  # all greedy: another program, without the sampler
-        if sampling is not None and sampling.temperature[batch.plan_rows].any():
-            rows = self._put(pack_sampling(batch, sampling))
-        tail = self.programs.tail(batch.bucket)
-        self._last_tokens, logits = tail(self.params, x, self._last_tokens, packed, rows)
-        return logits
+    def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: np.ndarray | None):
+        """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured and its
+        log-probabilities when asked for."""
+        rows, logprobs = None, False  # all greedy: another program, without the sampler
+        mine = None if sampling is None else sampling.take(batch.plan_rows)
+        if mine is not None and need_sampler(mine):
+            rows, logprobs = self._put(pack_sampling(batch, mine)), need_logprobs(mine)
+        tail = self.programs.tail(batch.bucket, logprobs)
+        self._last_tokens, *known = tail(self.params, x, self._last_tokens, packed, rows)
+        return known
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Waits for a step and returns its tokens."""
         tokens = np.array(ticket.last_tokens)[ticket.plan.sampled_slots]
-        logits = None
+        logits = logprobs = None
         if self.config.capture_logits:
-            logits = np.zeros((len(tokens), self.model.vocab_size), np.float32)
-            for batch, captured in zip(ticket.batches, ticket.logits, strict=True):
-                if captured is not None:
-                    logits[batch.plan_rows] = np.asarray(captured)[batch.head_rows]
+            logits = by_plan_row(ticket, ticket.logits, np.zeros((len(tokens), self.model.vocab_size), np.float32))
+        if any(x is not None for x in ticket.logprobs):
+            logprobs = by_plan_row(ticket, ticket.logprobs, np.zeros((len(tokens), ROW_FIELDS), np.int32))
         start, self._last_end = max(ticket.start, self._last_end), self.clock.now()
         copies = self.transfers.take_ended() if self.transfers else ()
-        return StepResult(tokens, logits, start, self._last_end, copies)
+        return StepResult(tokens, logits, start, self._last_end, logprobs, copies)
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Waits until a copy has ended; there must be one in flight."""
@@ -184,10 +209,12 @@ class JaxExecutor:
         p = self._put(packed)
         x, rope = self.programs.embed(bucket)(self.params, self._last_tokens, p)
         weights, index, window = self.params["layers"][0], self._layer_index[0], self._windows[0]
-        self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window)
         batch = SubBatch(bucket, packed, np.arange(bucket.outputs), np.arange(bucket.outputs))
-        ints, floats = np.ones(bucket.outputs, np.int32), np.ones(bucket.outputs, np.float32)
-        for sampling in (None, SamplingRows(floats, ints, floats, ints, ints)):
+        parked = self._parked(batch, None)
+        self._kv, x = self.programs.layer(bucket)(weights, self._kv, x, rope, self._table, p, index, window, parked)
+        for temperature, logprobs in ((0, 0), (1, 0), (1, 1)):
+            sampling = np.zeros(bucket.outputs, ROW)
+            sampling["temperature"], sampling["logprobs"] = temperature, logprobs
             self._tail(batch, x, p, sampling)
         jax.block_until_ready(self._last_tokens)
 
@@ -201,10 +228,16 @@ class JaxExecutor:
         jax.block_until_ready(self._table)
 
 
-def pack_sampling(batch: SubBatch, sampling: SamplingRows) -> np.ndarray:
-    """Sampling arrays of a sub-batch's LM-head rows as int32 [5, R] (floats as bits); rows of nobody are greedy."""
-    rows = np.zeros((5, batch.bucket.outputs), np.int32)
-    columns = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.index)
-    for row, values in zip(rows, columns, strict=True):
-        row[batch.head_rows] = np.ascontiguousarray(values[batch.plan_rows]).view(np.int32)
-    return rows
+def pack_sampling(batch: SubBatch, sampling: np.ndarray) -> np.ndarray:
+    """`ROW`s of a sub-batch's sampled rows -> of all its LM-head rows, int32 [outputs, FIELDS]; the rest is greedy."""
+    rows = np.zeros(batch.bucket.outputs, ROW)
+    rows[batch.head_rows] = sampling
+    return rows.view(np.int32).reshape(-1, FIELDS)
+
+
+def by_plan_row(ticket: Ticket, parts: list[jax.Array | None], out: np.ndarray) -> np.ndarray:
+    """Fills `out` [R, ...] from what each sub-batch computed for its LM-head rows."""
+    for batch, part in zip(ticket.batches, parts, strict=True):
+        if part is not None:
+            out[batch.plan_rows] = np.asarray(part)[batch.head_rows]
+    return out

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine.config import ModelConfig
 from engine.executor.packing import FROM_DEVICE, Bucket
-from engine.executor.sampling import most_likely, sample
+from engine.executor.sampling import log_probabilities, most_likely, sample
 from engine.models import llama
 from pallas_kernels import (
     ATTENTION_KERNELS,
@@ -55,7 +55,7 @@ class Programs:
         self.deterministic, self.capture, self.view = deterministic, capture, view
         self.embed = lru_cache(None)(lambda bucket: jax.jit(partial(self._embed, bucket)))
         self.layer = lru_cache(None)(lambda bucket: jax.jit(partial(self._layer, bucket), donate_argnums=(1, 2)))
-        self.tail = lru_cache(None)(lambda bucket: jax.jit(partial(self._tail, bucket)))
+        self.tail = lru_cache(None)(lambda bucket, logprobs: jax.jit(partial(self._tail, bucket, logprobs)))
         self.apply_deltas = jax.jit(_apply_deltas, donate_argnums=0)
         self.poison = jax.jit(_poison, donate_argnums=0)
 
@@ -81,6 +81,7 @@ class Programs:
         packed: jax.Array,
         index: jax.Array,  # int32 scalar: which layer
         window: jax.Array,  # int32 scalar
+        parked: jax.Array | None,  # int32 [rows + tiles, 3]: what of each is streamed; None: nothing ever is
     ) -> tuple[KVArena, jax.Array]:
         """One layer of a sub-batch -> (kv, x)."""
         local = partial(self._attend, bucket)
@@ -88,14 +89,14 @@ class Programs:
         attend = jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(heads, heads, heads, pages, P(), P(), P(), P()),
+            in_specs=(heads, heads, heads, pages, P(), P(), P(), P(), P()),
             out_specs=(heads, pages),
             check_vma=False,
         )
         written = []
 
         def write_and_attend(q, k, v):
-            o, new_kv = attend(q, k, v, kv, table, packed, index, window)
+            o, new_kv = attend(q, k, v, kv, table, packed, index, window, parked)
             written.append(new_kv)
             return o
 
@@ -103,15 +104,16 @@ class Programs:
             x = llama.layer(weights, self.model, x, rope, write_and_attend)
         return written[0], x
 
-    def _attend(self, bucket: Bucket, q, k, v, kv: KVArena, table, packed, index, window):
+    def _attend(self, bucket: Bucket, q, k, v, kv: KVArena, table, packed, index, window, parked):
         """Writes the sub-batch's K and V, then attends. q [T, H, D], k and v [T, K, D] -> o [T, H, D], kv.
 
         Under shard_map: heads are this device's.
         """
         b = bucket.unpack(packed)
         size, n = kv.spec.page_size, bucket.rows
+        streamed = (None, None) if parked is None else (parked[:n], parked[n:])
         view = partial(self._view, table, index)
-        rows, tiles = view(b["row_slot"]), view(b["tile_slot"])
+        rows, tiles = view(b["row_slot"], streamed[0]), view(b["tile_slot"], streamed[1])
         with jax.named_scope("write_kv"):
             within = jnp.arange(bucket.tile)
             positions = (b["tile_start"][:, None] + within).reshape(-1)
@@ -135,18 +137,25 @@ class Programs:
                 outs.append(cast(jax.Array, o).reshape(-1, *q.shape[1:]))
         return jnp.concatenate(outs) if len(outs) > 1 else outs[0], kv
 
-    def _view(self, table: jax.Array, layer: jax.Array, slots: jax.Array) -> KVView:
-        """The pages of `slots` int32 [R] in a layer; with runs, the table holds the first page of each."""
+    def _view(self, table: jax.Array, layer: jax.Array, slots: jax.Array, parked: jax.Array | None = None) -> KVView:
+        """The pages of `slots` int32 [R] in a layer. With runs the table holds the first page of each, and nothing is
+        parked."""
         if self.view == "run":
             return RunView(table[layer, slots, 0])
-        return PagedView(table, layer, slots)
+        return PagedView(table, layer, slots, parked)
 
-    def _tail(self, bucket: Bucket, params: Any, x: jax.Array, last_tokens: jax.Array, packed: jax.Array, rows=None):
-        """LM head over decode rows and tile ends, then the next tokens.
-
-        rows: None (all greedy) or sampling arrays [R] as int32 [5, R] (floats bitcast). Returns (last_tokens with the
-        new tokens in their slots, logits [R, V] when captured).
-        """
+    def _tail(
+        self,
+        bucket: Bucket,
+        logprobs: bool,
+        params: Any,
+        x: jax.Array,  # [T, M]
+        last_tokens: jax.Array,  # int32 [slots + 1]
+        packed: jax.Array,
+        rows: jax.Array | None = None,  # int32 [R, FIELDS], see `sampling.unpack`; None: all greedy
+    ):
+        """LM head over decode rows and tile ends, then the next tokens -> (last_tokens with them in their slots, logits
+        float32 [R, V] when captured, log-probabilities int32 [R, ROW_FIELDS] when asked for)."""
         b = bucket.unpack(packed)
         ends = x[bucket.rows :].reshape(bucket.tiles, bucket.tile, x.shape[-1])
         ends = ends[jnp.arange(bucket.tiles), jnp.maximum(b["tile_length"] - 1, 0)]
@@ -154,13 +163,10 @@ class Programs:
         if self.deterministic:
             x = jnp.pad(x, ((0, max(0, HEAD_BUCKET - bucket.outputs)), (0, 0)))
         logits = llama.head(params, self.model, x)[: bucket.outputs]
-        if rows is None:
-            tokens = most_likely(logits)
-        else:
-            as_float = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float32)
-            tokens = sample(logits, as_float(rows[0]), rows[1], as_float(rows[2]), rows[3], rows[4])
+        tokens = most_likely(logits) if rows is None else sample(logits, rows)
         tokens = jnp.where(b["out_forced"] >= 0, b["out_forced"], tokens)
-        return last_tokens.at[b["out_slot"]].set(tokens), logits if self.capture else None
+        known = log_probabilities(logits, tokens) if logprobs else None
+        return last_tokens.at[b["out_slot"]].set(tokens), logits if self.capture else None, known
 
 
 def _apply_deltas(table: jax.Array, deltas: jax.Array) -> jax.Array:

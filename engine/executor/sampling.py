@@ -1,4 +1,4 @@
-"""Sampling on the device: temperature, top-k and top-p, mixed per row, without a sort.
+"""Sampling on the device: temperature, min-p, top-k and top-p, mixed per row, without a sort; and log-probabilities.
 
 A full sort of V = 32,000 logits costs several times the LM head. Both cuts only need a threshold: the k-th largest
 logit, and the smallest logit whose more likely rivals hold less than `top_p` of the mass. Bisection over the 32 bits of
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
+from engine.logprobs import MAX_LOGPROBS
+from engine.scheduler.sampling_rows import ROW
 
 LANES = 128
 
@@ -31,7 +34,7 @@ def _first(x: jax.Array) -> jax.Array:
 
 def _ordered(x: jax.Array) -> jax.Array:
     """Float32 -> uint32 with the same order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0.0 is 0.0
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
@@ -49,32 +52,71 @@ def _largest_key(keys: jax.Array, weights: jax.Array, at_least: jax.Array) -> ja
     return jax.lax.fori_loop(0, 32, body, jnp.zeros(keys.shape[0], jnp.uint32))
 
 
-def sample(
-    logits: jax.Array,  # float32 [R, V]
-    temperature: jax.Array,  # float32 [R], 0 = greedy
-    top_k: jax.Array,  # int32 [R], 0 = all
-    top_p: jax.Array,  # float32 [R]
-    seed: jax.Array,  # int32 [R]
-    index: jax.Array,  # int32 [R] which token of its request
-) -> jax.Array:
-    """One token per row, int32 [R].
+def unpack(rows: jax.Array) -> dict[str, jax.Array]:
+    """Fields of `sampling_rows.ROW` from its int32 form [R, FIELDS]: [R] each, `stop_ids` [R, MAX_STOP_IDS]."""
+    out = {}
+    for name, (dtype, offset, *_) in (ROW.fields or {}).items():
+        at, width = offset // 4, dtype.itemsize // 4
+        values = rows[:, at : at + width] if dtype.subdtype else rows[:, at]
+        out[name] = jax.lax.bitcast_convert_type(values, jnp.float32) if dtype.kind == "f" else values
+    return out
 
-    top-k cuts first, top-p works on the mass that is left, as in vLLM. The random key of a row is
-    `fold_in(key(seed), index)`: it does not depend on batching, chunking or preemption.
+
+def keep(scaled: jax.Array, min_p: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Which tokens may be drawn, bool [R, V]: min-p and top-k cut first, top-p works on the mass that is left.
+
+    That is vLLM's order: min-p, top-k, top-p. Min-p and top-k each keep everything above a threshold of the whole row,
+    so their order does not matter.
+
+    Args:
+      scaled: float32 [R, V], logits over temperature.
+      min_p: float32 [R]; top_k: int32 [R], 0 = all; top_p: float32 [R].
     """
-    vocab = logits.shape[-1]
-    greedy = temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    vocab = scaled.shape[-1]
     keys = _ordered(scaled)
     k = jnp.where(top_k == 0, vocab, jnp.minimum(top_k, vocab)).astype(jnp.float32)
     kept = keys >= _largest_key(keys, jnp.ones_like(scaled), k)[:, None]
+    kept &= jnp.exp(scaled - scaled.max(-1, keepdims=True)) >= min_p[:, None]
     probs = jax.nn.softmax(jnp.where(kept, scaled, -jnp.inf), axis=-1)
     # Rounding must not lose the whole row when top_p is 1: nothing is cut then.
     cut = _largest_key(keys, probs, jnp.clip(top_p, 1e-6, 1.0))  # below that: the most likely token alone
-    kept &= (keys >= cut[:, None]) | (top_p >= 1.0)[:, None]
+    return kept & ((keys >= cut[:, None]) | (top_p >= 1.0)[:, None])
+
+
+def sample(logits: jax.Array, rows: jax.Array) -> jax.Array:
+    """One token per row, int32 [R].
+
+    The random key of a row is `fold_in(key(seed), index)`: it does not depend on batching, chunking or preemption.
+
+    Args:
+      logits: float32 [R, V].
+      rows: int32 [R, FIELDS], see `unpack`.
+    """
+    p, vocab = unpack(rows), logits.shape[-1]
+    early = (p["index"] < p["min_tokens"])[:, None]
+    forbidden = jnp.where(early, p["stop_ids"], vocab)  # out of range: dropped
+    logits = logits.at[jnp.arange(len(logits))[:, None], forbidden].set(-jnp.inf, mode="drop")
+    greedy, best = p["temperature"] == 0, most_likely(logits)
 
     def noise(s, i):
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(s), i), (vocab,), jnp.float32)
 
-    noisy = jnp.where(kept, scaled + jax.vmap(noise)(seed, index), -jnp.inf)
-    return jnp.where(greedy, most_likely(logits), most_likely(noisy))
+    def draw():
+        scaled = logits / jnp.where(greedy, 1.0, p["temperature"])[:, None]
+        noisy = scaled + jax.vmap(noise)(p["seed"], p["index"])
+        noisy = jnp.where(keep(scaled, p["min_p"], p["top_k"], p["top_p"]), noisy, -jnp.inf)
+        return jnp.where(greedy, best, most_likely(noisy))
+
+    return jax.lax.cond(greedy.all(), lambda: best, draw)  # all greedy: here for masks or log-probabilities alone
+
+
+def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """What `engine.logprobs.read_row` reads, int32 [R, ROW_FIELDS]: of `tokens` [R] and of the most likely tokens under
+    log-softmax of logits float32 [R, V]."""
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    own = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+    rank = 1 + jnp.sum(logits > own, axis=-1, keepdims=True, dtype=jnp.int32)
+    values, ids = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[-1]))
+    pad = ((0, 0), (0, MAX_LOGPROBS - ids.shape[-1]))  # a vocabulary smaller than that
+    own, values = (jax.lax.bitcast_convert_type(v - total, jnp.int32) for v in (own, values))
+    return jnp.concatenate([own, rank, jnp.pad(ids, pad), jnp.pad(values, pad)], axis=-1)

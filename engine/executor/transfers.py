@@ -175,6 +175,11 @@ class Transfers:
         for block in blocks:
             self._blocks.pop(block, None)
 
+    @property
+    def busy(self) -> bool:
+        """True while a copy is in flight, or has ended and was not taken."""
+        return bool(self._out.in_flight or self._in.in_flight)
+
     def take_ended(self, wait: bool = False) -> tuple[Copy, ...]:
         """Copies that have ended since the last call. `wait`: not before there is one."""
         if wait and not self._failed:

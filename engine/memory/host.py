@@ -33,7 +33,7 @@ class HostBlock:
     copies: int = 1  # in flight, in either direction: the one that fills it is the first
     landed: bool = False
     owners: dict[Owner, int] = field(default_factory=dict)  # live pages by owner
-    fetchers: list[Owner] = field(default_factory=list)  # for whom copies back are in flight, in their order
+    fetches: list[list[Owner]] = field(default_factory=list)  # for whom copies back are in flight, in their order
 
 
 class HostTier:
@@ -92,18 +92,22 @@ class HostTier:
         """Whether all of the owner's pages can be fetched."""
         return all(self.blocks[e.block].landed for layer in self._extents[owner].values() for e in layer)
 
-    def begin_fetch(self, block_id: int, owner: Owner) -> None:
-        """A copy back to the device reads the block from now on, until `copied`."""
+    def begin_fetch(self, block_id: int, owners: list[Owner]) -> None:
+        """A copy back to the device reads the block for its owners from now on, until `copied`."""
         block = self.blocks[block_id]
         if not block.landed:
             raise RuntimeError(f"host block {block_id} is fetched before its copy has landed")
         block.copies += 1
-        block.fetchers.append(owner)
+        block.fetches.append(owners)
         self._copies += 1
 
-    def drop(self, owner: Owner) -> None:
-        """The owner's pages die. Nothing happens when it has none."""
-        for block_id in {e.block for layer in self._extents.pop(owner, {}).values() for e in layer}:
+    def drop(self, owner: Owner, layer: int | None = None) -> None:
+        """The owner's pages die, of one layer or all. Nothing happens when it has none."""
+        if layer is None:
+            dead = [e for extents in self._extents.pop(owner, {}).values() for e in extents]
+        else:
+            dead = self._extents.get(owner, {}).pop(layer, [])
+        for block_id in {e.block for e in dead}:
             del self.blocks[block_id].owners[owner]
             self._free_if_dead(block_id)
 
@@ -112,7 +116,7 @@ class HostTier:
         block = self.blocks[block_id]
         block.copies -= 1
         self._copies -= 1
-        lost = list(block.owners) if out else [block.fetchers.pop(0)]
+        lost = list(block.owners) if out else block.fetches.pop(0)
         if ok:
             block.landed, lost = True, []
         for owner in lost:

@@ -28,3 +28,12 @@ class Copy:
     num_bytes: int
     start: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How a step reads parked pages of one layer: fetched into transient pages ahead of the layer, used, dropped."""
+
+    layer: int
+    rows: np.ndarray  # int32 [n, 4]: slot, a, b, transient start: pages [a, b) of the slot lie there, one after another
+    fetches: tuple[Move, ...]  # their pages count from the first transient page

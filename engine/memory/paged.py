@@ -40,7 +40,7 @@ class PagedStore(SlotStore):
         return self.num_pages - self.pool.num_free
 
     def pages(self, slot: int) -> np.ndarray:
-        """Pages that hold a sequence's tokens, int32 [L, mapped]; a view of the table."""
+        """Pages that a sequence maps, int32 [L, mapped]; a view of the table."""
         return self.table[slot, :, : self.mapped[slot]]
 
     def can_ever_hold(self, num_tokens: int) -> bool:
@@ -99,11 +99,14 @@ class PagedStore(SlotStore):
         self.mapped[slot] = first + pages
         self._growth.append((slot, first, pages))
 
-    def close(self, slot: int) -> None:
-        """Unmaps a sequence: its slot and its unshared pages are free at once."""
-        pages = self.pages(slot)
-        super().close(slot)
-        self.pool.free(pages.ravel())
+    def _free(self, slot: int, pages: np.ndarray) -> None:
+        """See `SlotStore`; the unshared pages are free at once."""
+        super()._free(slot, pages)
+        self.pool.free(pages)
+
+    def on_device(self, slot: int) -> np.ndarray:
+        """Which of the slot's pages are on the device, bool [L, n]: all of them here."""
+        return np.ones((self.pool.num_layers, int(self.mapped[slot])), bool)
 
     def take_deltas(self) -> np.ndarray:
         """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
@@ -134,10 +137,12 @@ class PagedStore(SlotStore):
         refcount = self.pool.refcount
         owners = np.zeros_like(refcount)
         for slot in np.flatnonzero(self.mapped).tolist():
-            pages = self.pages(slot)  # [L, n]
+            layer, index = np.nonzero(self.on_device(slot))
+            pages = self.table[slot, layer, index]
             assert (pages > 0).all(), "a mapped entry points to the zero page"
             if self.pool.pages_per_chunk > 1:
-                layer = self.pool.owner[pages // self.pool.pages_per_chunk]
-                assert (layer == self._layers[:, None]).all(), "a page lies in another layer's chunk"
-            np.add.at(owners, pages.ravel(), 1)
+                assert (self.pool.owner[pages // self.pool.pages_per_chunk] == layer).all(), (
+                    "a page lies in another layer's chunk"
+                )
+            np.add.at(owners, pages, 1)
         assert (owners == refcount).all(), "reference counts and owners disagree"

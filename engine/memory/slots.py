@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.errors import OutOfPages
 from engine.memory.host import HostTier, Owner
-from engine.memory.moves import Copy, Move
+from engine.memory.moves import Copy, Move, Stream
 
 NOT_WANTED = -1
 
@@ -23,6 +23,7 @@ class SlotStore(ABC):
         self.mapped = np.zeros(num_slots, np.int32)  # pages of each layer, by slot; 0 = closed
         self._slots = list(range(num_slots - 1, -1, -1))
         self._moves: list[Move] = []
+        self._arriving: set[int] = set()  # slots that moves of the coming plan bring pages to
 
     @abstractmethod
     def pages(self, slot: int) -> np.ndarray:
@@ -40,6 +41,15 @@ class SlotStore(ABC):
         """Unmaps a sequence. Raises RuntimeError when the slot is closed already."""
         if self.mapped[slot] == 0:
             raise RuntimeError(f"slot {slot} is closed already")
+        self._free(slot, self.pages(slot).ravel())
+
+    def _free(self, slot: int, pages: np.ndarray) -> None:
+        """Frees a slot and its pages on the device; what the coming plan would have brought there is not wanted."""
+        if slot in self._arriving:
+            for move in self._moves:
+                if not move.out:
+                    move.pages[np.isin(move.pages, pages)] = NOT_WANTED
+            self._arriving.remove(slot)
         self.mapped[slot] = 0
         self._slots.append(slot)
 
@@ -56,9 +66,14 @@ class SlotStore(ABC):
         """Pages of each layer that these sequences need and do not map for these lengths, int [n]."""
         return np.maximum(self.pages_for(lengths) - self.mapped[slots], 0)
 
+    def streams(self, slots: np.ndarray) -> tuple[Stream, ...]:
+        """How a step over sequences `slots` reads pages that are not on the device: here all are."""
+        return ()
+
     def can_swap_out(self, slot: int) -> bool:
-        """Whether the host tier can take all pages of a sequence now."""
-        return self.host is not None and self.host.fits(int(self.mapped[slot]) * self.num_layers)
+        """Whether the host tier can take all pages of a sequence now: copies out go before copies in."""
+        room = self.host is not None and self.host.fits(int(self.mapped[slot]) * self.num_layers)
+        return room and slot not in self._arriving
 
     def swap_out(self, slot: int, owner: Owner) -> None:
         """Moves a sequence to the host, tail pages too, one block per layer, and closes its slot. Its pages are free
@@ -85,15 +100,21 @@ class SlotStore(ABC):
         Raises:
           OutOfPages: no slot or not enough pages; it stays on the host.
         """
-        slot, host = self.open(num_tokens), cast(HostTier, self.host)
-        for layer, mapped in enumerate(self.pages(slot)):
-            for e in host.extents(owner, layer):
-                host.begin_fetch(e.block, owner)
-                pages = np.full(host.blocks[e.block].num_pages, NOT_WANTED, np.int32)
-                pages[e.offset : e.offset + e.end - e.start] = mapped[e.start : e.end]
-                self._moves.append(Move(False, e.block, layer, pages))
-        host.drop(owner)
+        slot = self.open(num_tokens)
+        for layer in range(self.num_layers):
+            self._fetch(owner, layer, slot)
+        cast(HostTier, self.host).drop(owner)
         return slot
+
+    def _fetch(self, owner: Owner, layer: int, slot: int) -> None:
+        """Moves a layer's pages on the host to the pages that the slot maps for them."""
+        host, mapped = cast(HostTier, self.host), self.pages(slot)[layer]
+        self._arriving.add(slot)
+        for e in host.extents(owner, layer):
+            host.begin_fetch(e.block, [owner])
+            pages = np.full(host.blocks[e.block].num_pages, NOT_WANTED, np.int32)
+            pages[e.offset : e.offset + e.end - e.start] = mapped[e.start : e.end]
+            self._moves.append(Move(False, e.block, layer, pages))
 
     def forget(self, owner: Owner) -> None:
         """A swapped sequence is gone: its pages on the host die."""
@@ -120,6 +141,7 @@ class SlotStore(ABC):
     def take_moves(self) -> tuple[Move, ...]:
         """Copies decided since the last call."""
         moves, self._moves = tuple(self._moves), []
+        self._arriving.clear()
         return moves
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.memory.host import Owner
-from engine.memory.moves import Copy, Move
+from engine.memory.moves import Copy, Move, Stream
 
 
 class KVStore(Protocol):
@@ -66,6 +66,10 @@ class KVStore(Protocol):
 
     def close(self, slot: int) -> None:
         """Unmaps a sequence; its slot and its unshared pages are free."""
+        ...
+
+    def streams(self, slots: np.ndarray) -> tuple[Stream, ...]:
+        """How a step over these sequences reads pages that are parked on the host. Raises OutOfPages."""
         ...
 
     def can_swap_out(self, slot: int) -> bool:

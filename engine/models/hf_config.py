@@ -12,8 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from engine.config import DTYPES, ModelConfig, RopeConfig
 from engine.errors import ConfigError
 
@@ -122,11 +120,8 @@ def _refuse_unsupported(raw: dict[str, Any], arch: str) -> None:
 
 def _dtype(raw: dict[str, Any]) -> str:
     name = str(_either(raw.get("dtype"), _either(raw.get("torch_dtype"), "float32"))).removeprefix("torch.")
-    if name == "float16":  # the engine computes in float32 or bfloat16; only the first holds every float16 exactly
-        logging.info("float16 checkpoint: computing in float32; ask for dtype bfloat16 to halve the memory")
-        return "float32"
     if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; known: {', '.join((*DTYPES, 'float16'))}")
+        raise ConfigError(f"dtype {name!r} is not supported; known: {', '.join(DTYPES)}")
     return name
 
 

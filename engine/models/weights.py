@@ -20,7 +20,7 @@ from engine.models.hf_config import hf_values, write_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # as transformers' save_pretrained
-_STORED = {"float32": "F32", "bfloat16": "BF16"}  # our dtypes -> safetensors'
+_STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # our dtypes -> safetensors'
 
 
 def init_params(cfg: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> dict[str, Any]:

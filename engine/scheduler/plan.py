@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.memory.moves import Copy, Move
+from engine.memory.moves import Copy, Move, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +20,6 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingRows:
-    """Sampling parameters of the step's sampled rows, each [R]; absent from a plan when all are greedy."""
-
-    temperature: np.ndarray  # float32, 0 = greedy
-    top_k: np.ndarray  # int32, 0 = all
-    top_p: np.ndarray  # float32
-    seed: np.ndarray  # int32
-    index: np.ndarray  # int32: which token of the request, so that keys ignore batching, chunking and preemption
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """One step. Sampled rows (R) are the decode rows, then the prefills that sample, in this order."""
 
@@ -40,9 +29,10 @@ class Plan:
     decode_positions: np.ndarray  # int32 [B]: position of that token = tokens in the cache before the step
     prefills: tuple[Prefill, ...]
     deltas: np.ndarray  # int32 [n, 4] page-table changes: layer, slot, index, page
-    sampling: SamplingRows | None  # None: every row greedy
+    sampling: np.ndarray | None  # `sampling_rows.ROW` [R]; None: argmax will do for every row
     forced: np.ndarray | None  # int32 [R]: teacher forcing, -1 = take the sampled token; None: nowhere
     moves: tuple[Move, ...] = ()  # all outs before the step writes anything, each in before its layer is read
+    streams: tuple[Stream, ...] = ()  # by layer
     freed_blocks: tuple[int, ...] = ()  # host blocks that nobody will ask for any more
     num_preempted: int = 0
     repeat: int = 1  # this and the next repeat - 1 steps are identical decodes (the virtual clock fast-forwards)
@@ -77,4 +67,5 @@ class StepResult:
     logits: np.ndarray | None  # float32 [R, V] with capture_logits
     start: float  # seconds on the engine's clock: submitted, and the step before it ended
     end: float  # collected
+    logprobs: np.ndarray | None = None  # int32 [R, logprobs.ROW_FIELDS] when some row wants them
     copies: tuple[Copy, ...] = ()  # moves known to have ended since the last result, of any step

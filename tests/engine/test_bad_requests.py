@@ -24,6 +24,16 @@ from tests.engine.tiny import tiny_engine
         ([1] * 200, {"max_tokens": 200}, "400 tokens .prompt 200 . output. never fit the KV pool of 48 pages"),
         ([1], {"stop_token_ids": (1000,)}, "stop_token_ids 1000 is outside the vocabulary"),
         ("text", {}, "a text prompt needs a tokenizer"),
+        (
+            [1],
+            {"stop": ("\n",)},
+            "stop strings need a tokenizer and the model has no tokenizer.json; use stop_token_ids",
+        ),
+        (
+            [1],
+            {"min_tokens": 1, "stop_token_ids": tuple(range(20, 37))},
+            "min_tokens holds back at most 16 stop tokens, got 18",
+        ),
     ],
 )
 def test_bad_requests(prompt, params, message):
@@ -74,7 +84,7 @@ def test_abort_in_every_phase():
         (lambda: CacheConfig(device_fraction=1.5), r"device_fraction must be in \(0, 1\], got 1.5"),
         (lambda: SchedulerConfig(max_num_seqs=0), "max_num_seqs must be in"),
         (lambda: SchedulerConfig(watermark=1.0), "watermark must be in"),
-        (lambda: EngineConfig(dtype="float17"), "dtype 'float17'; known: float32, bfloat16"),
+        (lambda: EngineConfig(dtype="float17"), "dtype 'float17'; known: float32, bfloat16, float16"),
         (lambda: EngineConfig(query_tile=48), "query_tile must be a power of two"),
         (lambda: EngineConfig(deterministic=True, query_tile=16, max_tiles=2), ">= 64 tokens"),
         (lambda: SamplingParams(temperature=-1), r"temperature must be 0 .greedy. or in \[1e-4, 1e4\], got -1"),
@@ -85,6 +95,12 @@ def test_abort_in_every_phase():
         (lambda: MODEL.replace(windows=(0, None)), "a sliding window must be an integer >= 1"),
         (lambda: RopeConfig(scaling="llama3", factor=8.0, low_freq_factor=4.0), "must be < high_freq_factor"),
         (lambda: SamplingParams(top_p=0), "top_p must be in"),
+        (lambda: SamplingParams(min_p=1.0), r"min_p must be in \[0, 1\), got 1.0"),
+        (lambda: SamplingParams(min_p=float("nan")), r"min_p must be in \[0, 1\), got nan"),
+        (lambda: SamplingParams(max_tokens=5, min_tokens=6), r"min_tokens must be an integer in \[0, 6\), got 6"),
+        (lambda: SamplingParams(logprobs=21), r"logprobs must be an integer in \[0, 21\), got 21"),
+        (lambda: SamplingParams(stop="end"), "stop must be a tuple of non-empty strings, got 'end'"),
+        (lambda: SamplingParams(stop=("",)), "stop must be a tuple of non-empty strings"),
         (lambda: SamplingParams(max_tokens=0), "max_tokens must be an integer in"),
         (lambda: MODEL.replace(num_kv_heads=3), "num_heads=4 is not a multiple of num_kv_heads=3"),
         (lambda: RopeConfig(scaling="yarn"), "rope scaling 'yarn' is not supported; known: default"),

@@ -40,7 +40,10 @@ def test_random_operations_leak_nothing_and_compile_nothing(seed, operations):
                 temperature=float(rng.choice([0, 0, 0.7])),
                 top_k=int(rng.choice([0, 5])),
                 top_p=float(rng.choice([1.0, 0.9])),
-                max_tokens=int(rng.integers(1, 120)),
+                min_p=float(rng.choice([0.0, 0.1])),
+                max_tokens=int(rng.integers(9, 120)),
+                min_tokens=int(rng.choice([0, 0, 9])),
+                logprobs=rng.choice([None, None, None, 4]),
                 stop_token_ids=tuple(rng.integers(0, 512, rng.integers(0, 4)).tolist()),
             )
             try:

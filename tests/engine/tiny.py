@@ -32,11 +32,12 @@ def tiny_engine(
     chunk: int = 1,
     max_batched_tokens: int | None = None,
     host_pages: int = 0,
+    transient_pages: int = 0,
     preemption: str = "recompute",
     store: str = "paged",
     **options,
 ) -> Engine:
-    """A real engine on CPU, `num_pages` and `host_pages` per layer, with NaN poison, debug checks and logits kept."""
+    """A real engine on CPU, pages counted per layer, with NaN poison, debug checks and captured logits."""
     defaults = {"debug_checks": True, "poison": True, "capture_logits": True, "query_tile": 16, "max_tiles": 4}
     spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
     config = EngineConfig(
@@ -46,6 +47,7 @@ def tiny_engine(
             num_pages=num_pages * model.num_layers,
             pages_per_chunk=chunk if store == "paged" else None,
             host_bytes=host_pages * model.num_layers * spec.page_bytes,
+            transient_pages=transient_pages,
         ),
         scheduler=SchedulerConfig(
             policy=policy,

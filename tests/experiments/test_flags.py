@@ -114,7 +114,7 @@ ABSURD = {
     "--max_num_seqs=0": "max_num_seqs must be in [1, 4096], got 0",
     "--max_context=1": "max_context must be >= 2",
     "--watermark=2": "watermark must be in [0, 1)",
-    "--dtype=int4": "value should be one of <bfloat16|float32>",
+    "--dtype=int4": "value should be one of <bfloat16|float16|float32>",
     "--no_such_flag": "Unknown command line flag 'no_such_flag'",
     "--model=": "--model is missing",
     "--workload=azur:x": "unknown name 'azur'",

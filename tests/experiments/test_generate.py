@@ -11,6 +11,11 @@ BAD = {
     "--prompt_ids=1 --top_p=0": "top_p must be in (0, 1], got 0.0",
     "--prompt_ids=1 --temperature=-1": "temperature must be 0 (greedy) or in [1e-4, 1e4], got -1",
     "--prompt_ids=1 --max_tokens=0": "max_tokens must be an integer in [1, 2147483648), got 0",
+    "--prompt_ids=1 --min_p=1": "min_p must be in [0, 1), got 1.0",
+    "--prompt_ids=1 --max_tokens=2 --min_tokens=3": "min_tokens must be an integer in [0, 3), got 3",
+    "--prompt_ids=1 --logprobs=21": "logprobs must be an integer in [0, 21), got 21",
+    "--prompt_ids=1 --stop=": "stop must be a tuple of non-empty strings, got ('',)",
+    "--prompt_ids=1 --stop=end": "stop strings need a tokenizer and the model has no tokenizer.json",
     "--prompt_ids=1 --stop_ids=b": "--stop_ids must be token ids",
     "--prompt=hello": "--prompt is text but timed has no usable tokenizer.json: give --prompt_ids",
     "--prompt_ids=1,100": "token id 100 at position 1 is outside the vocabulary of 100",
@@ -65,3 +70,14 @@ def test_text_of_a_real_checkpoint(tmp_path):
     )
     (output,) = engine.generate([[5, 6, 7]], SamplingParams(max_tokens=6))
     assert stdout.split() == [f"w{t}" for t in output.token_ids]
+
+    fourth = f"w{output.token_ids[3]}"
+    code, stdout, stderr = programs.run(
+        "generate", f"--model={model}", "--prompt=w5 w6 w7", f"--stop={fourth}", "--logprobs=1", *common
+    )
+    used = output.token_ids[: output.token_ids.index(output.token_ids[3]) + 1]
+    assert code == 0 and stdout.split() == [f"w{t}" for t in used[:-1]]
+    records = [line.split() for line in stderr.splitlines() if " rank " in line]
+    assert [(r[0], r[2:4], r[4].split(":")) for r in records] == [
+        (str(t), ["rank", "1"], [str(t), r[1]]) for t, r in zip(used, records, strict=True)
+    ]

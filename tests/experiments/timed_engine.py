@@ -43,14 +43,17 @@ class TimedExecutor:
 
     def __init__(self, clock, token_s: float, decode_s: float):
         self._clock, self._token_s, self._decode_s = clock, token_s, decode_s
+        self._last_end = clock.now()
 
     def submit(self, plan):
         return plan, self._clock.now()
 
     def collect(self, ticket) -> StepResult:
-        plan, start = ticket
+        plan, submitted = ticket
+        start = max(submitted, self._last_end)
         self._clock.sleep(plan.num_prefill_tokens * self._token_s if plan.prefills else self._decode_s)
-        return StepResult(np.zeros(len(plan.sampled_slots), np.int32), None, start, self._clock.now())
+        self._last_end = self._clock.now()
+        return StepResult(np.zeros(len(plan.sampled_slots), np.int32), None, start, self._last_end)
 
 
 class TimedEngine(Engine):

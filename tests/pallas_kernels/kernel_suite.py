@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from kernel_cases import Heads, ints, place, queries, take_rows, tokens
 
+from engine.config import DTYPES
 from pallas_kernels import KVArena, KVSpec, decode_attention, prefill_attention, storage_dtype, write_kv
 from pallas_kernels.decode_attention import reference as decode_reference
 from pallas_kernels.prefill_attention import reference as prefill_reference
@@ -19,6 +20,7 @@ LENS = (0, 1, 15, 16, 63, 64, 65, 127, 128, 129, 200)  # around the borders of p
 HEADS = Heads(6, 2, 64)
 SHAPES = (Heads(1, 1, 64), Heads(16, 1, 80), Heads(7, 1, 96), Heads(4, 4, 128), Heads(4, 2, 256))
 LAYOUTS = [(s, kind) for s in (1, 16, 64, 128) for kind in ("paged", "run")]
+HALVES = [name for name, size in DTYPES.items() if size == 2]
 TOL = 1e-5  # float32, of values of order 1
 NONE = {"window": None, "soft_cap": None}
 
@@ -99,16 +101,17 @@ class DecodeSuite(Suite):
         o, lse = self.decode(queries(self.rng, 2, HEADS.h, HEADS.d), case, (0, 0), 0.125)
         assert not o.any() and (lse == -1e30).all()
 
-    def test_bfloat16_is_as_good_as_the_plain_computation(self):
+    @pytest.mark.parametrize("dtype", HALVES)
+    def test_16_bits_are_as_good_as_the_plain_computation(self, dtype):
         lens = (130,)
-        case = place(*tokens(self.rng, lens, HEADS), 16, "paged", dtype="bfloat16")
-        q = jnp.asarray(queries(self.rng, 1, HEADS.h, HEADS.d), jnp.bfloat16)
+        case = place(*tokens(self.rng, lens, HEADS), 16, "paged", dtype=dtype)
+        q = jnp.asarray(queries(self.rng, 1, HEADS.h, HEADS.d), dtype)
         o = self.run(
             decode_attention, q, case.arena, case.view, ints(lens), sm_scale=0.125, return_lse=False, window=None
         )
-        assert o.dtype == jnp.bfloat16
+        assert o.dtype == jnp.dtype(dtype)
         want, _ = decode_reference.decode_attention(q, case.arena, case.view, lens, sm_scale=0.125, **NONE)
-        assert error(o, want) <= 2 * error(plain_bfloat16(q, case.k[0], case.v[0], ints(lens)), want)
+        assert error(o, want) <= 2 * error(plain_16_bits(q, case.k[0], case.v[0], ints(lens)), want)
 
 
 class PrefillSuite(Suite):
@@ -145,24 +148,25 @@ class PrefillSuite(Suite):
     def test_soft_cap(self):
         self.tiles(16, "paged", 1.0, soft_cap=3.0)
 
-    def test_bfloat16_is_as_good_as_the_plain_computation(self):
-        case = place(*tokens(self.rng, (40,), HEADS), 16, "paged", dtype="bfloat16")
-        q = jnp.asarray(queries(self.rng, 1, 32, HEADS.h, HEADS.d), jnp.bfloat16)
+    @pytest.mark.parametrize("dtype", HALVES)
+    def test_16_bits_are_as_good_as_the_plain_computation(self, dtype):
+        case = place(*tokens(self.rng, (40,), HEADS), 16, "paged", dtype=dtype)
+        q = jnp.asarray(queries(self.rng, 1, 32, HEADS.h, HEADS.d), dtype)
         args = (q, case.arena, case.view, ints([8]), ints([32]))
         o = self.run(prefill_attention, *args, sm_scale=0.125, return_lse=False)
         want, _ = prefill_reference.prefill_attention(*args, sm_scale=0.125, **NONE)
-        plain = plain_bfloat16(q[0], case.k[0], case.v[0], 9 + jnp.arange(32))
+        plain = plain_16_bits(q[0], case.k[0], case.v[0], 9 + jnp.arange(32))
         assert error(o[0], want[0]) <= 2 * error(plain, want[0])
 
 
 class WriteSuite(Suite):
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("page_size", [1, 16])
     def test_writes_what_it_should_and_nothing_else(self, dtype, page_size):
         rng = np.random.default_rng(13)
         spec, num_pages, count = KVSpec(page_size, 2, 64, dtype), 40, 24
         before = rng.integers(0, 2**16, (2, num_pages, page_size, 2, 64)).astype(np.uint16)
-        before = (before if dtype == "bfloat16" else before.astype(np.float32)).astype(storage_dtype(spec, "cpu"))
+        before = (before if dtype in HALVES else before.astype(np.float32)).astype(storage_dtype(spec, "cpu"))
         slots = rng.permutation(np.arange(page_size, num_pages * page_size))[:count]  # page 0 is not written
         page, offset = slots // page_size, slots % page_size
         page[[0, 5, 9, 23]] = (-1, num_pages, 0, 2**31 - 1)  # skipped
@@ -195,10 +199,10 @@ def forget(k, v, window):
 
 
 @jax.jit
-def plain_bfloat16(q, k, v, end):
-    """Attention as written down, every operation in bfloat16: q [N, H, D], query n over the first end[n] tokens."""
-    k, v = (jnp.repeat(x.astype(jnp.bfloat16), HEADS.h // HEADS.k, axis=1) for x in (k, v))
-    s = jnp.einsum("nhd,thd->nht", q, k) * jnp.bfloat16(0.125)
+def plain_16_bits(q, k, v, end):
+    """Attention as written down, every operation in q's dtype: q [N, H, D], query n over the first end[n] tokens."""
+    k, v = (jnp.repeat(x.astype(q.dtype), HEADS.h // HEADS.k, axis=1) for x in (k, v))
+    s = jnp.einsum("nhd,thd->nht", q, k) * jnp.asarray(0.125, q.dtype)
     s = jnp.where(jnp.arange(k.shape[0]) < end[:, None, None], s, -jnp.inf)
     return jnp.einsum("nht,thd->nhd", jax.nn.softmax(s, axis=-1), v)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine.config import DTYPES
 from engine.errors import ConfigError
 from pallas_kernels import (
     KVSpec,
@@ -22,6 +23,7 @@ def test_spec():
     spec = KVSpec(16, 4, 64, "bfloat16")
     assert spec.page_bytes == 2 * 16 * 4 * 64 * 2
     assert storage_dtype(spec, "cpu") == jnp.uint16 and storage_dtype(spec, "gpu") == jnp.bfloat16
+    assert storage_dtype(KVSpec(16, 4, 64, "float16"), "cpu") == jnp.uint16
     assert storage_dtype(KVSpec(16, 4, 64, "float32"), "cpu") == jnp.float32
     with pytest.raises(ConfigError, match="float8"):
         KVSpec(16, 4, 64, "float8")
@@ -29,7 +31,7 @@ def test_spec():
         KVSpec(12, 4, 64, "float32")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_init_arena(dtype):
     spec = KVSpec(4, 2, 8, dtype)
     arena = init_arena(spec, 3)
@@ -45,7 +47,7 @@ def test_init_arena(dtype):
 
 def test_values_survive_storage():
     x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         arena = init_arena(KVSpec(4, 2, 8, dtype), 2)
         np.testing.assert_array_equal(arena.decode(arena.encode(x)), x.astype(jnp.dtype(dtype)).astype(np.float32))
 
@@ -77,7 +79,7 @@ def test_read_stays_inside_the_arena_and_the_tokens_asked_for():
     np.testing.assert_array_equal(v, want)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_write_then_read_in_one_step_is_in_place(dtype):
     """The arena is aliased, and what a step needs beside it does not grow with it."""
 

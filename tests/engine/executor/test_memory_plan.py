@@ -12,6 +12,7 @@ from engine.executor.memory_plan import CPU_ARENA_BYTES, activation_bytes, make_
 from engine.executor.packing import Bucket
 from engine.executor.programs import Programs
 from engine.models import llama, tensors
+from engine.scheduler.sampling_rows import FIELDS
 from pallas_kernels import KVSpec
 from tests.engine.tiny import WIDE
 
@@ -115,8 +116,11 @@ def test_the_activation_estimate_covers_what_the_compiler_needs():
         scalar,
         scalar,
     )
-    tail = programs.tail(rows).lower(
-        params, shape(16, model.hidden_size), shape(17, dtype=jnp.int32), packed(rows), shape(5, 16, dtype=jnp.int32)
+    x, last_tokens, sampling = (
+        shape(16, model.hidden_size),
+        shape(17, dtype=jnp.int32),
+        shape(16, FIELDS, dtype=jnp.int32),
     )
+    tail = programs.tail(rows, True).lower(params, x, last_tokens, packed(rows), sampling)
     needs = [p.compile().memory_analysis().temp_size_in_bytes for p in (layer, tail)]
     assert max(needs) <= activation_bytes(model, config, tiles.tokens) <= 4 * max(needs)

@@ -12,7 +12,8 @@ TILE, SLOTS = 8, 6
 
 def make_plan(decode: list[tuple[int, int]], prefills: list[Prefill]) -> Plan:
     slots, positions = (np.array([d[i] for d in decode], np.int32) for i in (0, 1))
-    return Plan(1, slots, positions, tuple(prefills), np.empty((0, 4), np.int32), None, None)
+    tokens = np.full(len(decode), FROM_DEVICE, np.int32)
+    return Plan(1, slots, tokens, positions, tuple(prefills), np.empty((0, 4), np.int32), None, None)
 
 
 @st.composite

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine.config import DTYPES
 from engine.executor.packing import Bucket
 from engine.executor.programs import Programs
 from engine.models import llama, tensors
@@ -29,7 +30,7 @@ def analyse(dtype: str, num_pages: int, bucket: Bucket):
 
 
 @pytest.mark.parametrize("bucket", [Bucket(8, 0, 16), Bucket(0, 4, 16), Bucket(8, 4, 16)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_arena_is_updated_in_place(dtype, bucket):
     """alias = arena (and the activations, donated too); temporaries independent of the arena's size."""
     small, arena_bytes = analyse(dtype, 256, bucket)

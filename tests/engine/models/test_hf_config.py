@@ -50,7 +50,7 @@ def test_absent_keys_have_the_defaults_of_transformers():
         ({"dtype": ..., "torch_dtype": "bfloat16"}, "bfloat16"),
         ({"dtype": "torch.float32"}, "float32"),
         ({"dtype": ...}, "float32"),
-        ({"dtype": "float16"}, "float32"),  # exact; bfloat16 would round
+        ({"dtype": "float16"}, "float16"),
     ],
 )
 def test_dtype(names, dtype):

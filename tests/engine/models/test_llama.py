@@ -90,17 +90,18 @@ def test_attend_gets_rotated_heads_in_checkpoint_order():
     np.testing.assert_allclose(v[:, 1], normed @ w["qkv"][:, 1, 3], atol=1e-5)
 
 
-def test_bfloat16_follows_float32():
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.1), ("float16", 0.01)])
+def test_16_bits_follow_float32(dtype, tolerance):
     cfg = preset("small-20m").replace(num_layers=2, vocab_size=512)
     exact = init_params(cfg)
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact)
+    rounded = jax.tree.map(lambda x: x.astype(dtype), exact)
     tokens = jnp.arange(32)
-    want, got = forward(exact, cfg, tokens), forward(rounded, cfg.replace(dtype="bfloat16"), tokens)
+    want, got = forward(exact, cfg, tokens), forward(rounded, cfg.replace(dtype=dtype), tokens)
     assert got.dtype == jnp.float32
-    assert 0 < float(jnp.abs(got - want).max()) < 0.1 * float(jnp.abs(want).max())
+    assert 0 < float(jnp.abs(got - want).max()) < tolerance * float(jnp.abs(want).max())
     x = llama.embed(rounded, tokens)
     out = llama.layer(rounded["layers"][0], cfg, x, llama.rope_tables(cfg, tokens), lambda q, k, v: q)
-    assert x.dtype == out.dtype == jnp.bfloat16
+    assert x.dtype == out.dtype == jnp.dtype(dtype)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 512])

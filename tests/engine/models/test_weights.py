@@ -27,6 +27,7 @@ def assert_equal(a, b):
 MODELS = {
     "llama": TINY,
     "bfloat16": TINY.replace(dtype="bfloat16"),
+    "float16": TINY.replace(dtype="float16"),
     "tied": TINY.replace(tie_embeddings=True),
     "qwen2": TINY.replace(architecture="Qwen2ForCausalLM", qkv_bias=True),
     "qwen3": TINY.replace(architecture="Qwen3ForCausalLM", qk_norm=True, dtype="bfloat16"),
@@ -48,7 +49,7 @@ def test_dtype_is_the_callers(tmp_path):
     params = load_params(tmp_path, TINY, dtype="bfloat16")
     want = jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(TINY))
     assert_equal(params, want)
-    with pytest.raises(WeightsError, match="dtype 'float8' is not supported; known: float32, bfloat16"):
+    with pytest.raises(WeightsError, match="dtype 'float8' is not supported; known: float32, bfloat16, float16"):
         load_params(tmp_path, TINY, dtype="float8")
 
 

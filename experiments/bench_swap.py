@@ -1,0 +1,109 @@
+"""Speed of moving KV to the host and back, against the same copies written by hand and a plain `device_put`.
+
+    python -m experiments.bench_swap --gib=1
+
+Three ways take turns over the same pages of a random order, out and in again:
+    engine   the executor's `Transfers`: gathers, copies in lanes, scatters, one block per layer
+    by hand  per layer one gather, two `device_put`s and one donated scatter, nothing else
+    plain    one `device_put` each way of as many bytes that are contiguous already
+Prints medians in 1e9 bytes/s (bytes moved out and in over seconds) and ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+from absl import flags
+
+from experiments import common_flags
+from experiments.tables import format_table, rounded
+
+GIB = flags.DEFINE_float("gib", 1.0, "GiB moved each way.", lower_bound=0.001)
+LAYERS = flags.DEFINE_integer("layers", 12, "Blocks they are moved in.", lower_bound=1)
+HEADS = flags.DEFINE_integer("kv_heads", 4, "kv heads.", lower_bound=1)
+HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Head dimension.", lower_bound=2)
+REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; one more is discarded.", lower_bound=1)
+
+
+def main() -> int:
+    """The program."""
+    import jax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from engine.clock import WallClock
+    from engine.executor.transfers import Transfers
+    from engine.memory.moves import Move
+    from engine.models.tensors import single_device_mesh
+    from pallas_kernels import KVSpec, gather_pages, init_arena, scatter_pages
+
+    dtype = common_flags.DTYPE.value or "float32"
+    spec = KVSpec(common_flags.PAGE_SIZE.value, HEADS.value, HEAD_DIM.value, dtype)
+    per_layer = max(1, int(GIB.value * 2**30 / spec.page_bytes / LAYERS.value))
+    num_bytes = per_layer * LAYERS.value * spec.page_bytes
+    device = NamedSharding(single_device_mesh(), P(None, None, "tensor"))
+    host = device.with_memory_kind("pinned_host")
+    arena = init_arena(spec, per_layer * LAYERS.value + 1, device)
+    order = np.random.default_rng(0).permutation(per_layer * LAYERS.value).astype(np.int32) + 1
+    layers = np.split(order, LAYERS.value)
+    transfers = Transfers(device, spec.page_bytes, WallClock(), None, common_flags.STAGING_BYTES.value)
+    gather, scatter = jax.jit(gather_pages), jax.jit(scatter_pages, donate_argnums=0)
+    contiguous = jax.block_until_ready(gather(arena, order))
+
+    def engine() -> None:
+        nonlocal arena
+        out = [Move(True, i, i, pages) for i, pages in enumerate(layers)]
+        back = [Move(False, i, i, pages) for i, pages in enumerate(layers)]
+        transfers.expect(out + back)
+        for move in out:
+            transfers.send(arena, move)
+        while len(transfers.take_ended(wait=True)) and transfers.busy:
+            pass
+        for move in back:
+            transfer = transfers.fetch(move)
+            assert transfer is not None
+            arena = transfers.land(arena, transfer)
+        jax.block_until_ready(arena)
+        while transfers.busy:
+            transfers.take_ended(wait=True)
+        transfers.drop(tuple(range(len(layers))))
+
+    def by_hand() -> None:
+        nonlocal arena
+        blocks = jax.block_until_ready([jax.device_put(gather(arena, pages), host) for pages in layers])
+        for pages, block in zip(layers, blocks, strict=True):
+            arena = scatter(arena, pages, jax.device_put(block, device))
+        jax.block_until_ready(arena)
+
+    def plain() -> None:
+        jax.block_until_ready(jax.device_put(jax.block_until_ready(jax.device_put(contiguous, host)), device))
+
+    ways: dict[str, Callable[[], None]] = {"engine": engine, "by hand": by_hand, "plain": plain}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(-1, REPEATS.value):
+        for name in sorted(ways, reverse=bool(repeat % 2)):
+            start = time.perf_counter()
+            ways[name]()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    speed = {name: 2 * num_bytes / float(np.median(s)) / 1e9 for name, s in seconds.items()}
+    ratio = {n: float(np.median(np.divide(seconds[n], seconds["engine"]))) for n in ("by hand", "plain")}
+    print(format_table(["way", "GB/s", "engine / it"], [[n, v, ratio.get(n, 1.0)] for n, v in speed.items()]))
+    line = {
+        "bench": "swap",
+        "gib": num_bytes / 2**30,
+        "layers": LAYERS.value,
+        "dtype": dtype,
+        "page_size": spec.page_size,
+    }
+    line |= {f"{n.replace(' ', '_')}_gbs": rounded(v) for n, v in speed.items()}
+    line |= {f"engine_over_{n.replace(' ', '_')}": rounded(v) for n, v in ratio.items()}
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    common_flags.run_main(main)
