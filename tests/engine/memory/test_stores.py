@@ -116,6 +116,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.swap_out(slot, owner)
         self.unseat(slot)
         self.hosted[owner] = length, self.written[slot]
+        if data.draw(st.booleans()):
+            self.settle(data)
 
     @precondition(lambda self: self.hosted)
     @rule(data=st.data())
@@ -131,6 +133,8 @@ class StoreMachine(RuleBasedStateMachine):
         del self.hosted[owner]
         self.seat(slot, owner, length, written)
         self.arriving.add(slot)
+        if data.draw(st.booleans()):
+            self.settle(data)
 
     @precondition(lambda self: self.hosted)
     @rule(data=st.data())
@@ -139,9 +143,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.forget(owner)
         del self.hosted[owner]
 
-    @precondition(lambda self: self.copies)
     @rule(data=st.data())
-    def all_copies_land(self, data):
+    def settle(self, data):
+        """A step, and all copies land."""
+        self.step(data.draw(st.randoms()))
         while self.copies:
             self.one_copy_ends(data, ok=True)
 
