@@ -66,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def open(self, data):
-        length = data.draw(st.integers(1, PAGES * self.size))
+        length = data.draw(st.integers(1, data.draw(st.sampled_from([4, PAGES])) * self.size))
         if not self.store.fits(length):
             return self.refuses(self.store.open, length)
         self.named += 1
@@ -225,7 +225,7 @@ class NativeMachine(StoreMachine):
 
 TestPaged, TestParking, TestNative = PagedMachine.TestCase, ParkingMachine.TestCase, NativeMachine.TestCase
 TestPaged.settings = TestParking.settings = TestNative.settings = settings(
-    max_examples=50, stateful_step_count=40, deadline=None
+    max_examples=80, stateful_step_count=50, deadline=None
 )
 
 
