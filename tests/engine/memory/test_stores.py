@@ -173,11 +173,13 @@ class StoreMachine(RuleBasedStateMachine):
         rng.shuffle(deltas)
         for layer, slot, index, page in deltas:
             self.table[layer, slot, index] = page
+        unmapped = self.store.unmapped_pages()
         for move in sorted(self.store.take_moves(), key=lambda m: not m.out):
             if move.out:
                 self.blocks[move.block] = self.arena[move.pages]
             else:
                 wanted = move.pages >= 0
+                assert not unmapped[move.pages[wanted]].any(), "a closed sequence is still fetched"
                 self.arena[move.pages[wanted]] = self.blocks[move.block][wanted]
             self.copies.append(Copy(move.out, move.block, move.layer, True, 0, 0.0, 0.0))
         for block in self.store.take_freed_blocks():
@@ -187,7 +189,7 @@ class StoreMachine(RuleBasedStateMachine):
             n, written = self.pages_of(length), self.written[slot]
             start = self.table[:, slot]
             pages = start[:, :1] + np.arange(n) if self.store.view == "run" else start[:, :n]  # [L, n]
-            assert (pages == self.store.pages(slot)).all() and not self.store.unmapped_pages()[pages].any()
+            assert (pages == self.store.pages(slot)).all() and not unmapped[pages].any()
             assert (self.arena[pages[:, :written]] == self.marks(owner, written)).all()
             self.arena[pages] = self.marks(owner, n)
             self.written[slot] = n
