@@ -12,11 +12,13 @@ from absl import logging
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
+from engine.executor import distributed
 from engine.executor.jax_executor import JaxExecutor
-from engine.executor.memory_plan import make_memory_plan
+from engine.executor.memory_plan import MemoryPlan, make_memory_plan
 from engine.memory.host import HostTier
+from engine.memory.store import KVStore
 from engine.memory.stores import make_store
-from engine.models import hf_config, llama, tensors, weights
+from engine.models import hf_config, llama, orbax_weights, tensors, weights
 from engine.presets import PRESETS
 from engine.tokenizer import Tokenizer, load_tokenizer
 from pallas_kernels import KVSpec
@@ -29,16 +31,48 @@ def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -
     """See `Engine.from_pretrained`."""
     model, source, tokenizer = _resolve(path_or_preset, config)
     _enable_compilation_cache(config)
-    mesh = tensors.single_device_mesh()
-    # Sizes first: a pool that cannot work is refused before any weight is read.
-    spec = KVSpec(config.cache.page_size, model.num_kv_heads, model.head_dim, model.dtype)
-    weight_bytes = tensors.num_bytes(llama.definitions(model))
-    memory = make_memory_plan(model, config, weight_bytes, spec.page_bytes, mesh.devices.flat[0])
-    if source is None:
-        params = weights.init_params(model, mesh, config.seed)
-    else:
-        params = weights.load_params(source, model, mesh, model.dtype)
+    # Sizes first: what cannot work is refused before any weight is read.
+    weight_bytes, spec = device_sizes(model, config)
+    if config.cache.host_bytes and jax.process_count() > 1:
+        raise ConfigError("a host tier works in one process: set host_bytes=0, or run without a coordinator")
+    mesh = tensors.device_mesh(config.tensor)
+    page_bytes = spec.page_bytes // config.tensor
+    memory = make_memory_plan(model, config, weight_bytes, page_bytes, mesh.devices.flat[0])
+    if jax.process_count() > 1:
+        distributed.send((path_or_preset, config, memory))
+    params = _load(model, source, mesh, config)
     return assemble(cls, model, params, config, mesh, spec, memory, tokenizer, path_or_preset)
+
+
+def follow() -> int:
+    """Builds this process's part of the engine that process 0 builds, and runs what it runs until it ends. Returns the
+    number of calls.
+
+    Raises:
+      ConfigError, WeightsError: as `Engine.from_pretrained`.
+      FolioError: process 0 ended without a word.
+    """
+    message = distributed.receive()
+    if message is None:  # it found something wrong
+        return 0
+    path_or_preset, config, memory = message
+    model, source, _ = _resolve(path_or_preset, config)
+    _enable_compilation_cache(config)
+    mesh, (_, spec) = tensors.device_mesh(config.tensor), device_sizes(model, config)
+    params = _load(model, source, mesh, config)
+    return distributed.follow(_executor(JaxExecutor, model, params, config, mesh, spec, memory, WallClock())[1])
+
+
+def device_sizes(model: ModelConfig, config: EngineConfig) -> tuple[int, KVSpec]:
+    """Bytes of weights on each device, and the pages over all devices: every device has kv heads of its own, copies
+    when there are more devices than heads.
+
+    Raises:
+      ConfigError: the model does not divide over `config.tensor` devices.
+    """
+    weight_bytes = tensors.num_bytes(llama.definitions(model, config.tensor), config.tensor)
+    heads = model.num_kv_heads * llama.kv_repeats(model, config.tensor)
+    return weight_bytes, KVSpec(config.cache.page_size, heads, model.head_dim, model.dtype)
 
 
 def assemble(
@@ -48,11 +82,34 @@ def assemble(
     config: EngineConfig,
     mesh: jax.sharding.Mesh,
     spec: KVSpec,
-    memory: Any,
+    memory: MemoryPlan,
     tokenizer: Tokenizer | None = None,
     source: str = "the model",
 ) -> Engine:
     """An engine from parameters that are on the device already."""
+    clock, kind = WallClock(), distributed.LeadingExecutor if jax.process_count() > 1 else JaxExecutor
+    store, executor = _executor(kind, model, params, config, mesh, spec, memory, clock)
+    engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
+    if memory.context_note:
+        logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
+    if memory.slots_note:
+        logging.warning("max_num_seqs is %d: %s", memory.num_slots, memory.slots_note)
+    if config.precompile:
+        engine.warmup()
+    return engine
+
+
+def _executor(
+    kind: type[JaxExecutor],
+    model: ModelConfig,
+    params: Any,
+    config: EngineConfig,
+    mesh: jax.sharding.Mesh,
+    spec: KVSpec,
+    memory: MemoryPlan,
+    clock: WallClock,
+) -> tuple[KVStore, JaxExecutor]:
+    """The store, and the executor over what it maps."""
     cache = config.cache
     store = make_store(
         cache.store,
@@ -65,19 +122,16 @@ def assemble(
         HostTier(cache.host_bytes // spec.page_bytes) if cache.host_bytes else None,
         cache.transient_pages,
     )
-    clock = WallClock()
-    arena_pages = store.arena_pages + cache.transient_pages
-    executor = JaxExecutor(
-        model, params, config, mesh, spec, arena_pages, store.num_slots, store.table_width, clock, store.view
-    )
-    engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
-    if memory.context_note:
-        logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
-    if memory.slots_note:
-        logging.warning("max_num_seqs is %d: %s", memory.num_slots, memory.slots_note)
-    if config.precompile:
-        engine.warmup()
-    return engine
+    arena_pages, shape = store.arena_pages + cache.transient_pages, (store.num_slots, store.table_width)
+    return store, kind(model, params, config, mesh, spec, arena_pages, *shape, clock, store.view)
+
+
+def _load(model: ModelConfig, source: Path | None, mesh: jax.sharding.Mesh, config: EngineConfig) -> Any:
+    """Parameters from a seed or a checkpoint of either kind."""
+    if source is None:
+        return weights.init_params(model, mesh, config.seed)
+    load = orbax_weights.load_params if orbax_weights.is_orbax(source) else weights.load_params
+    return load(source, model, mesh)
 
 
 def _resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Path | None, Tokenizer | None]:
@@ -86,7 +140,8 @@ def _resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Pa
     if path_or_preset in PRESETS:
         model, source, tokenizer = PRESETS[path_or_preset], None, None
     elif path.exists():
-        model, source, tokenizer = hf_config.read_config(path), path, load_tokenizer(path)
+        read = orbax_weights.read_model if orbax_weights.is_orbax(path) else hf_config.read_config
+        model, source, tokenizer = read(path), path, load_tokenizer(path)
     else:
         raise ConfigError(
             f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}"

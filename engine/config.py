@@ -16,6 +16,7 @@ from engine.errors import ConfigError
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
+ORDERS = ("fcfs", "sjf", "priority")
 STORES = ("paged", "native")
 ROPE_SCALINGS = ("default", "linear", "llama3")
 
@@ -132,8 +133,8 @@ class CacheConfig:
     page_size: int = 16  # S: tokens of one layer in a page
     pages_per_chunk: int | None = None  # None: about 2 MiB on GPU/TPU, one page on CPU
     num_pages: int | None = None  # usable pages over all layers, the reserved ones not counted
-    device_bytes: int | None = None
-    device_fraction: float | None = None  # of the device's memory, weights and activations included
+    device_bytes: int | None = None  # of each device
+    device_fraction: float | None = None  # of each device's memory, weights and activations included
     host_bytes: int = 0  # the host tier's cap; 0: no host tier
     staging_bytes: int = 256 << 20  # blocks on their way, per direction
     transient_pages: int = 0  # to stream one parked layer of all rows of a step through; 0: no layer is ever parked
@@ -168,9 +169,10 @@ class CacheConfig:
 class SchedulerConfig:
     """The policy and the limits every policy obeys."""
 
-    policy: str = "vllm_v0"
+    policy: str = "vllm_v0"  # a registered name, package.module:Name or path/to/file.py:Name
+    order: str = "fcfs"  # fcfs | sjf | priority: whose turn it is, and who is preempted (`scheduler/queue.py`)
     max_num_seqs: int = 256  # sequences that hold device KV at once (slots)
-    max_num_batched_tokens: int | None = None  # per step; None: max(context, 2048), vLLM v0's rule
+    max_num_batched_tokens: int | None = None  # per step; None: the policy's default
     watermark: float = 0.01  # share of pages kept free at admission
     preemption: str = "recompute"  # recompute | swap: what becomes of the KV of a preempted sequence
 
@@ -179,6 +181,7 @@ class SchedulerConfig:
         t = self.max_num_batched_tokens
         _require(t is None or t >= 1, f"max_num_batched_tokens must be >= 1, got {t}")
         _require(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")
+        _require(self.order in ORDERS, f"order {self.order!r}; known: {', '.join(ORDERS)}")
         _require(self.preemption in PREEMPTIONS, f"preemption {self.preemption!r}; known: {', '.join(PREEMPTIONS)}")
 
 
@@ -191,7 +194,7 @@ class EngineConfig:
     max_context: int | None = None  # None: the model's, capped by what fits, and said so
     dtype: str | None = None  # None: the model's
     seed: int = 0  # random weights and unseeded requests
-    tensor: int = 1  # devices along the mesh axis `tensor`
+    tensor: int = 1  # devices that share heads, ffn and vocabulary: the mesh axis `tensor`
     async_depth: int = 1  # steps submitted ahead of the one whose tokens are waited for; 0: none
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
     prefetch_depth: int = 1  # layers whose parked pages are on their way while one is computed
@@ -211,7 +214,7 @@ class EngineConfig:
             f"max_context must be >= 2, got {self.max_context}",
         )
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
-        _require(self.tensor == 1, f"tensor={self.tensor}: more than one device is not built yet")
+        _require(1 <= self.tensor <= 1024, f"tensor must be in [1, 1024] devices, got {self.tensor}")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")
         _require(self.prefetch_depth >= 0, f"prefetch_depth must be >= 0, got {self.prefetch_depth}")
         _require(self.link_gbs is None or self.link_gbs > 0, f"link_gbs must be > 0, got {self.link_gbs}")
@@ -226,6 +229,10 @@ class EngineConfig:
         _require(
             self.max_tiles >= 1 and self.max_tiles & (self.max_tiles - 1) == 0,
             f"max_tiles must be a power of two, got {self.max_tiles}",
+        )
+        _require(
+            not self.deterministic or self.tensor == 1,
+            f"deterministic needs tensor=1, got {self.tensor}: devices add partial sums in another order",
         )
         _require(
             not self.deterministic or self.query_tile * self.max_tiles >= 64,

@@ -86,7 +86,7 @@ class Engine:
         self.source = source  # directory or preset, for messages
         self.model_config, self.config, self.memory = model, config, memory
         self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
-        self.state = SchedulerState(store)
+        self.state = SchedulerState(store, config.scheduler.order)
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
         self.step_log: deque[StepRecord] = deque(maxlen=STEP_LOG)  # `popleft` after each step to see them all
         self.compiled: list[tuple[str, float]] = []
@@ -99,7 +99,7 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
-        """An engine for a Hugging Face directory, or for a preset with seeded random weights.
+        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights.
 
         Raises:
           ConfigError: an unknown preset, or settings that do not fit the model or the machine.
@@ -130,9 +130,11 @@ class Engine:
         *,
         request_id: str | None = None,
         arrival: float | None = None,
+        priority: int = 0,
         info: dict | None = None,
     ) -> str:
-        """Queues a request and returns its id. `arrival`: when it was due, seconds on `clock` (default: now).
+        """Queues a request and returns its id. `arrival`: when it was due, seconds on `clock` (default: now);
+        `priority`: lower goes first in the order `priority`.
 
         Raises:
           RequestError: it can never be served; says why. Nothing is queued.
@@ -140,6 +142,8 @@ class Engine:
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params must be SamplingParams, got {type(params).__name__}")
+        if not isinstance(priority, int):
+            raise RequestError(f"priority must be an integer, got {priority!r}")
         now = self.clock.now()
         tokens = self._tokens(prompt)
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
@@ -151,6 +155,8 @@ class Engine:
             tokens,
             params,
             arrival=now if arrival is None else arrival,
+            number=self._arrivals,
+            priority=priority,
             seed=seed,
             max_length=max_length,
             stop_ids=stop_ids(params, self.model_config),
@@ -160,7 +166,7 @@ class Engine:
         )
         self._arrivals += 1
         self._live[request_id] = request
-        self.state.waiting.append(request)
+        self.state.waiting.push(request)
         return request_id
 
     def _tokens(self, prompt: Prompt) -> np.ndarray:

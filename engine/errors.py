@@ -21,5 +21,9 @@ class WorkloadError(FolioError, ValueError):
     """A workload that cannot be read: names the file and the line."""
 
 
+class OutputError(FolioError):
+    """Something that cannot be written: names the file and the reason, such as a full disk."""
+
+
 class OutOfPages(Exception):
     """The device tier cannot give the pages asked for; nothing was allocated. Policies test `fits` first."""

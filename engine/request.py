@@ -90,6 +90,8 @@ class Request:
     prompt: np.ndarray  # int32 [T]
     params: SamplingParams
     arrival: float  # t0: when it was due, not when it was handed over
+    number: int = 0  # how many the engine took before it: breaks ties
+    priority: int = 0  # lower is more urgent; counts in the order `priority`
     seed: int = 0  # of its sampling key, resolved
     max_length: int = 0  # prompt and output together, resolved against the context
     stop_ids: frozenset[int] = frozenset()  # tokens that end it, the model's own included unless ignored

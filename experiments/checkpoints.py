@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
+from engine.files import whole_directory
 from engine.presets import preset
 
 
@@ -16,6 +15,7 @@ def exported(name: str, parent: Path, seed: int = 0) -> Path:
 
     Raises:
       ConfigError: an unknown preset.
+      OutputError: a full disk, for one.
     """
     model = preset(name)
     directory = parent / f"{name}-seed{seed}"
@@ -23,10 +23,6 @@ def exported(name: str, parent: Path, seed: int = 0) -> Path:
         return directory
     from engine.models.weights import export_hf, init_params
 
-    partial = parent / f".{directory.name}.{os.getpid()}"
-    try:
+    with whole_directory(directory) as partial:
         export_hf(init_params(model, seed=seed), model, partial)
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return directory

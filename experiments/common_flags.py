@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, PREEMPTIONS, STORES, EngineConfig, from_dict
+from engine.config import DTYPES, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
 from engine.errors import ConfigError, FolioError
 
 if TYPE_CHECKING:
@@ -94,12 +94,16 @@ CONFIG = flags.DEFINE(
     serializer=_JsonSerializer(),
 )
 
-POLICY = flags.DEFINE_string("policy", DEFAULTS.scheduler.policy, "Scheduling policy.")
+POLICY = flags.DEFINE_string(
+    "policy", DEFAULTS.scheduler.policy,
+    "vllm_v0, vllm_v1, chunked, or your own: package.module:Name, path/to/file.py:Name.",
+)  # fmt: skip
+ORDER = flags.DEFINE_enum("order", DEFAULTS.scheduler.order, ORDERS, "Whose turn it is, and who is preempted.")
 MAX_NUM_SEQS = flags.DEFINE_integer(
     "max_num_seqs", DEFAULTS.scheduler.max_num_seqs, "Sequences that hold device KV at once."
 )
 MAX_NUM_BATCHED_TOKENS = flags.DEFINE_integer(
-    "max_num_batched_tokens", None, "Tokens in one step. Default: max(context, 2048)."
+    "max_num_batched_tokens", None, "Tokens in one step. Default: the policy's."
 )
 WATERMARK = flags.DEFINE_float("watermark", DEFAULTS.scheduler.watermark, "Share of pages kept free at admission.")
 
@@ -118,7 +122,7 @@ DEVICE_BYTES = flags.DEFINE(
     _BytesParser(),
     "device_bytes",
     None,
-    "Size of the device tier in bytes, such as 512MiB.",
+    "Size of the device tier on each device, in bytes such as 512MiB.",
     serializer=flags.ArgumentSerializer(),
 )
 DEVICE_FRACTION = flags.DEFINE_float(
@@ -147,6 +151,13 @@ PREEMPTION = flags.DEFINE_enum(
 )
 
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
+TENSOR = flags.DEFINE_integer(
+    "tensor", DEFAULTS.tensor, "Devices that share the heads of weights and KV; on CPU, virtual ones."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of this process when others lend it their devices (experiments/follow.py)."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes that share the model, with --coordinator.")
 DTYPE = flags.DEFINE_enum("dtype", None, sorted(DTYPES), "Of weights, activations and KV. Default: the model's.")
 SEED = flags.DEFINE_integer("seed", DEFAULTS.seed, "Of random weights and of requests without a seed.")
 DETERMINISTIC = flags.DEFINE_bool(
@@ -172,10 +183,10 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     "cache": (
         STORE, PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES,
     ),
-    "scheduler": (POLICY, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
+    "scheduler": (POLICY, ORDER, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
     "": (
-        MAX_CONTEXT, DTYPE, SEED, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE, COMPILATION_CACHE_DIR,
-        DEBUG_CHECKS, LINK_GBS,
+        MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
+        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS,
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
@@ -244,6 +255,10 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     """`Engine.from_pretrained`; imports JAX here, after the flags were found to be good."""
     from engine import Engine
 
+    if COORDINATOR.value:
+        from engine.executor import distributed
+
+        distributed.start(COORDINATOR.value, NUM_PROCESSES.value, process_id=0)
     return Engine.from_pretrained(model, config)
 
 

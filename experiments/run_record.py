@@ -16,9 +16,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from engine.errors import ConfigError, FolioError
+from engine.files import RowFile, write_whole, writing
 from engine.memory.moves import Copy
 from engine.metrics import RequestMetrics, StepRecord
 from experiments.common_flags import own_flags
@@ -51,25 +52,23 @@ class RunRecord:
     """Writes one run's files into a claimed directory, over those of an earlier run.
 
     Raises:
-      ConfigError: the directory cannot be written.
+      OutputError: a file cannot be written. Rows written before stay, whole.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         self._t0 = 0.0  # of the run, on the engine's clock
-        self._copies: TextIO | None = None
-        try:
+        self._copies: RowFile | None = None
+        with writing(directory):
             for name in FILES:
                 (directory / name).unlink(missing_ok=True)
-            self._requests = self._open("requests.jsonl")
-            self._steps = self._open("steps.jsonl")
-        except OSError as e:
-            raise ConfigError(f"--out={directory} cannot be written: {e.strerror}") from None
+        self._requests = RowFile(directory / "requests.jsonl")
+        self._steps = RowFile(directory / "steps.jsonl")
 
     def config(self, settings: dict[str, Any]) -> None:
         """Writes config.json and flags.txt, before anything is served."""
         self._json("config.json", settings)
-        (self.directory / "flags.txt").write_text(flagfile_text())
+        write_whole(self.directory / "flags.txt", flagfile_text())
 
     def begin(self, t0: float) -> None:
         """The run starts now: `t0` on the engine's clock."""
@@ -102,7 +101,7 @@ class RunRecord:
 
     def _copy(self, copy: Copy, step: int) -> None:
         if self._copies is None:
-            self._copies = self._open("copies.jsonl")
+            self._copies = RowFile(self.directory / "copies.jsonl")
         times = {"start": copy.start - self._t0, "end": copy.end - self._t0}
         _add(self._copies, {"step": step} | dataclasses.asdict(copy) | times)
 
@@ -116,12 +115,8 @@ class RunRecord:
             if file is not None:
                 file.close()
 
-    def _open(self, name: str) -> TextIO:
-        return open(self.directory / name, "w", encoding="utf-8", buffering=1)  # a row reaches the file at once
-
     def _json(self, name: str, values: dict[str, Any]) -> None:
-        text = json.dumps(values, indent=2, allow_nan=False)
-        (self.directory / name).write_text(text + "\n", encoding="utf-8")
+        write_whole(self.directory / name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def flagfile_text() -> str:
@@ -140,9 +135,8 @@ def _described(request: WorkloadRequest, status: str) -> dict[str, Any]:
     } | ({} if request.session is None else {"session": request.session, "turn": request.turn})
 
 
-def _add(file: TextIO, row: dict[str, Any]) -> None:
-    rounded = {k: _rounded(v) for k, v in row.items()}
-    file.write(json.dumps(rounded, allow_nan=False) + "\n")
+def _add(file: RowFile, row: dict[str, Any]) -> None:
+    file.add(json.dumps({k: _rounded(v) for k, v in row.items()}, allow_nan=False))
 
 
 def _rounded(value: Any) -> Any:

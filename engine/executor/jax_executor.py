@@ -19,10 +19,11 @@ from jax.sharding import PartitionSpec as P
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.executor.packing import Bucket, Packer, SubBatch
-from engine.executor.programs import Programs
+from engine.executor.programs import ARENA, Programs
 from engine.executor.transfers import Transfer, Transfers
 from engine.logprobs import ROW_FIELDS
 from engine.memory.moves import Copy, Move, Stream
+from engine.models import tensors
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.sampling_rows import FIELDS, ROW, need_logprobs, need_sampler
 from pallas_kernels import KVSpec, init_arena
@@ -62,7 +63,7 @@ class JaxExecutor:
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
         self._last_end = clock.now()  # of the step collected last
         self._replicated = NamedSharding(mesh, P())
-        sharded = NamedSharding(mesh, P(None, None, "tensor"))
+        sharded = NamedSharding(mesh, ARENA)
         self._kv = init_arena(spec, arena_pages, sharded, poison=config.poison)
         self.transfers: Transfers | None = None  # without a host tier
         if config.cache.host_bytes:
@@ -82,7 +83,7 @@ class JaxExecutor:
 
     def _put(self, array: Any) -> jax.Array:
         """To every device of the mesh. JAX may alias the buffer: hand over fresh arrays and never change them."""
-        return jax.device_put(array, self._replicated)
+        return tensors.put(array, self._replicated)
 
     def submit(self, plan: Plan) -> Ticket:
         """Dispatches the plan's programs without waiting for them (for copies it may wait: see `transfers`)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import DTYPES, EngineConfig, ModelConfig, cdiv, next_power_of_two
 from engine.errors import ConfigError
+from engine.scheduler.policy import token_budget
 
 CHUNK_BYTES = 2 << 20  # vTensor's physical chunk; on CPU a chunk is one page
 CPU_ARENA_BYTES = 1 << 30  # the most that a default engine takes on CPU
@@ -16,7 +17,7 @@ DEVICE_FRACTION = 0.9  # of a GPU or TPU, by default
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Sizes of one engine, in bytes over all devices unless said otherwise."""
+    """Sizes of one engine; bytes are those of each device."""
 
     num_pages: int  # usable pages, all layers
     pages_per_chunk: int
@@ -28,11 +29,12 @@ class MemoryPlan:
     arena: int
     page_tables: int
     activation_peak: int  # estimate
+    num_devices: int = 1
     num_slots: int = 0  # sequences that hold device KV at once
     slots_note: str = ""  # why they are fewer than asked for; "" if they are not
-    transient_buffers: int = 0  # used when layers are parked on the host
-    staging: int = 0
-    host_cap: int = 0
+    transient_buffers: int = 0  # that parked layers are streamed through
+    staging: int = 0  # blocks on their way to and from the host
+    host_cap: int = 0  # of the host tier, all devices together
 
     def table(self) -> str:
         """The start-up memory table."""
@@ -40,21 +42,26 @@ class MemoryPlan:
             ("weights", self.weights, ""),
             ("KV arena", self.arena, f"{self.num_pages:,} pages of {self.page_bytes:,} B"),
             ("page tables", self.page_tables, ""),
-            ("transient buffers", self.transient_buffers, "no layer is parked"),
-            ("staging", self.staging, "no host tier"),
+            ("transient buffers", self.transient_buffers, "" if self.transient_buffers else "no layer is parked"),
+            ("staging", self.staging, "at most, both directions" if self.host_cap else "no host tier"),
             ("activation peak", self.activation_peak, "estimate"),
-            ("host cap", self.host_cap, "no host tier"),
+            ("host cap", self.host_cap, "pinned host memory" if self.host_cap else "no host tier"),
         ]
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
         slots = [f"at most {self.num_slots:,} sequences ({self.slots_note})"] if self.slots_note else []
-        return "\n".join([*lines, context, *slots])
+        devices = [f"on each of {self.num_devices} devices"] if self.num_devices > 1 else []
+        return "\n".join([*devices, *lines, context, *slots])
 
 
 def make_memory_plan(
     model: ModelConfig, config: EngineConfig, weights: int, page_bytes: int, device: Any
 ) -> MemoryPlan:
     """Sizes everything from the configuration and what the device has.
+
+    Args:
+      weights, page_bytes: bytes on each device.
+      device: any of `config.tensor` equal ones; on CPU they are virtual and share the machine's memory.
 
     Raises:
       ConfigError: the pool cannot hold what was asked for; says by how much.
@@ -67,40 +74,58 @@ def make_memory_plan(
     if config.max_context and config.max_context > model.max_context:
         raise ConfigError(f"max_context={config.max_context} is more than the model's {model.max_context}")
     tables = layers * config.scheduler.max_num_seqs * cdiv(wanted, size) * 4
-    batched = config.scheduler.max_num_batched_tokens or max(wanted, 2048)
+    batched = token_budget(config.scheduler, wanted)
     activations = activation_bytes(model, config, batched)
+    transient = cache.transient_pages * page_bytes
+    staging = 2 * cache.staging_bytes // config.tensor if cache.host_bytes else 0
+    others = weights + tables + activations + transient + staging
     if cache.num_pages is not None:
         pages = cache.num_pages
     elif cache.device_bytes is not None:
         pages = cache.device_bytes // page_bytes - chunk
     else:
-        spare = _spare_bytes(device, cache.device_fraction, weights + tables + activations, weights)
+        spare = _spare_bytes(device, config.tensor, cache.device_fraction, others, weights)
         pages = spare // page_bytes - chunk
     context, note = _context(config, wanted, pages, chunk, layers)
     slots, slots_note, pages = config.scheduler.max_num_seqs, "", pages // chunk * chunk
     if native:
         slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
     arena = (pages + chunk) * page_bytes
-    room = _available_host_bytes() if on_cpu else (device.memory_stats() or {}).get("bytes_limit", arena)
-    if arena > room:
-        raise ConfigError(
-            f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
-            f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
-        )
+    _check_room(arena, config, device)
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
         page_bytes=page_bytes,
         max_context=context,
         context_note=note,
-        max_batched_tokens=config.scheduler.max_num_batched_tokens or max(context, 2048),
+        max_batched_tokens=token_budget(config.scheduler, context),
         weights=weights,
         arena=arena,
         page_tables=layers * slots * (1 if native else cdiv(context, size)) * 4,
         activation_peak=activations,
+        num_devices=config.tensor,
         num_slots=slots,
         slots_note=slots_note,
+        transient_buffers=transient,
+        staging=staging,
+        host_cap=cache.host_bytes,
     )
+
+
+def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
+    """Raises ConfigError when the device has no room for the arena, or the host none for its tier."""
+    on_cpu, host_bytes = device.platform == "cpu", config.cache.host_bytes
+    room = _available_host_bytes() // config.tensor if on_cpu else _limit(device) or arena
+    if arena > room:
+        raise ConfigError(
+            f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
+            f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
+        )
+    if host_bytes > (left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)):
+        raise ConfigError(
+            f"a host tier of {host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
+            "left: lower host_bytes"
+        )
 
 
 def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int) -> tuple[int, str]:
@@ -130,27 +155,30 @@ def _whole_runs(slots: int, run: int, pages: int, context: int) -> tuple[int, st
 
 
 def activation_bytes(model: ModelConfig, config: EngineConfig, batched_tokens: int) -> int:
-    """Estimated peak of activations: one layer over T tokens or the LM head over R rows, and x and the rope tables of
-    all sub-batches of a step."""
+    """Estimated peak of activations on each device: one layer over T tokens or the LM head over R rows, and x and the
+    rope tables of all sub-batches of a step."""
     tiles = config.query_tile * config.max_tiles
     rows = next_power_of_two(config.scheduler.max_num_seqs)
     tokens = max(tiles, rows)
     m, f, v = model.hidden_size, model.ffn_size, model.vocab_size
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    layer = tokens * (4 * m + 3 * heads + 3 * f) * DTYPES[model.dtype]
+    layer = tokens * (4 * m + 3 * (heads + f) // config.tensor) * DTYPES[model.dtype]
     head = rows * v * 4 * 4  # float32 logits and the sampler's copies
     waiting = max(0, batched_tokens - tokens) * (m * DTYPES[model.dtype] + model.head_dim * 4)
     return max(layer, head) + waiting
 
 
-def _spare_bytes(device: Any, fraction: float | None, others: int, weights: int) -> int:
+def _limit(device: Any) -> int | None:
+    """Bytes of a GPU or TPU that JAX may take, when it says so."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _spare_bytes(device: Any, tensor: int, fraction: float | None, others: int, weights: int) -> int:
     """Bytes the arena may take on this device."""
     if device.platform == "cpu":
         available = _available_host_bytes()
-        if fraction is not None:
-            return int(available * fraction)
-        return min(CPU_ARENA_BYTES, available // 2)
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+        return (int(available * fraction) if fraction is not None else min(CPU_ARENA_BYTES, available // 2)) // tensor
+    limit = _limit(device)
     if not limit:
         raise ConfigError(f"{device.device_kind} does not report its memory: give num_pages or device_bytes")
     spare = int(limit * (fraction or DEVICE_FRACTION)) - others

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from engine.config import ModelConfig
@@ -32,6 +32,7 @@ from pallas_kernels import (
 )
 
 NO_PAGE = -1  # write_kv skips the token
+ARENA = P(None, None, "tensor")  # pages [P, S, K, D] over kv heads
 HEAD_BUCKET = 64  # LM-head rows in deterministic mode: one class of float32 matmul shapes
 
 
@@ -53,11 +54,14 @@ class Programs:
             kernel.check(backend)
         self.model, self.mesh, self.backend = model, mesh, backend
         self.deterministic, self.capture, self.view = deterministic, capture, view
-        self.embed = lru_cache(None)(lambda bucket: jax.jit(partial(self._embed, bucket)))
-        self.layer = lru_cache(None)(lambda bucket: jax.jit(partial(self._layer, bucket), donate_argnums=(1, 2)))
-        self.tail = lru_cache(None)(lambda bucket, logprobs: jax.jit(partial(self._tail, bucket, logprobs)))
+        # Activations and tokens are whole on every device; the arena stays sharded over kv heads.
+        whole, heads = NamedSharding(mesh, P()), NamedSharding(mesh, ARENA)
+        per_shape = lambda f, **kw: lru_cache(None)(lambda *static: jax.jit(partial(f, *static), **kw))  # noqa: E731
+        self.embed = per_shape(self._embed, out_shardings=whole)
+        self.layer = per_shape(self._layer, donate_argnums=(1, 2), out_shardings=(heads, whole))
+        self.tail = per_shape(self._tail, out_shardings=whole)
         self.apply_deltas = jax.jit(_apply_deltas, donate_argnums=0)
-        self.poison = jax.jit(_poison, donate_argnums=0)
+        self.poison = jax.jit(_poison, donate_argnums=0, out_shardings=heads)
 
     def _embed(self, bucket: Bucket, params: Any, last_tokens: jax.Array, packed: jax.Array):
         """-> x [T, M], rope tables [T, D/2] twice. T: decode rows, then the tiles' tokens."""
@@ -81,16 +85,16 @@ class Programs:
         packed: jax.Array,
         index: jax.Array,  # int32 scalar: which layer
         window: jax.Array,  # int32 scalar
-        parked: jax.Array | None,  # int32 [rows + tiles, 3]: what of each is streamed; None: nothing ever is
+        parked: jax.Array | None = None,  # int32 [rows + tiles, 3]: what of each is streamed; None: nothing ever is
     ) -> tuple[KVArena, jax.Array]:
         """One layer of a sub-batch -> (kv, x)."""
         local = partial(self._attend, bucket)
-        heads, pages = P(None, "tensor"), P(None, None, "tensor")
+        heads = P(None, "tensor")
         attend = jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(heads, heads, heads, pages, P(), P(), P(), P(), P()),
-            out_specs=(heads, pages),
+            in_specs=(heads, heads, heads, ARENA, P(), P(), P(), P(), P()),
+            out_specs=(heads, ARENA),
             check_vma=False,
         )
         written = []

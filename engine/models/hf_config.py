@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.config import DTYPES, ModelConfig, RopeConfig
 from engine.errors import ConfigError
+from engine.files import write_whole
 
 LLAMA, MISTRAL, QWEN2, QWEN3 = "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
 MODEL_TYPES = {LLAMA: "llama", MISTRAL: "mistral", QWEN2: "qwen2", QWEN3: "qwen3"}  # Yi checkpoints say Llama
@@ -176,11 +177,12 @@ def write_config(cfg: ModelConfig, directory: str | Path) -> None:
 
     Raises:
       ConfigError: as `hf_values`.
+      OutputError: a file cannot be written.
     """
     raw = hf_values(cfg)
     tokens = {key: raw[key] for key in ("bos_token_id", "eos_token_id")}
     for name, values in (("generation_config.json", tokens), ("config.json", raw)):
-        (Path(directory) / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(directory) / name, json.dumps(values, indent=2) + "\n")
 
 
 def hf_values(cfg: ModelConfig) -> dict[str, Any]:

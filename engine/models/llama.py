@@ -2,7 +2,7 @@
 
 Parameters are a plain pytree, not stacked over layers (scanning a stack copies every layer's weights at each step):
 `{"embed": [V, M], "layers": [{...}] * L, "norm": [M], "head": [M, V]}`, `head` absent when tied to `embed`.
-A layer's weights keep the kv head as an axis, so that it shards: per kv head its G query heads, then k, then v.
+A layer's weights keep heads as an axis, so that they shard: per kv head its G query heads, then k, then v.
 
 The model knows nothing of pages or batches: a layer calls `attend(q, k, v)`, and whoever runs it decides where K and
 V go. Linear layers run in the dtype of the weights; norms, rotations, softmax and logits in float32.
@@ -11,29 +11,36 @@ V go. Linear layers run in the dtype of the weights; norms, rotations, softmax a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from engine.config import ModelConfig
+from engine.errors import ConfigError
 from engine.models.rope import apply_rope, rope_tables
 from engine.models.tensors import HFPart, TensorSpec
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [T,H,D], k [T,K,D], v [T,K,D] -> o [T,H,D]
 
 
-def definitions(cfg: ModelConfig) -> dict[str, Any]:
-    """The `TensorSpec` of every parameter, as a pytree with the structure of the parameters."""
+def definitions(cfg: ModelConfig, tensor: int = 1) -> dict[str, Any]:
+    """The `TensorSpec` of every parameter on `tensor` devices, as a pytree with the structure of the parameters.
+
+    Raises:
+      ConfigError: the model does not divide into `tensor` equal parts.
+    """
     m, v, dtype = cfg.hidden_size, cfg.vocab_size, cfg.dtype
+    repeats = kv_repeats(cfg, tensor)
 
     def whole(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> TensorSpec:
         return TensorSpec(shape, axes, dtype, 0.0, std, (HFPart(name, shape, lambda w: w),))
 
     specs: dict[str, Any] = {
         "embed": whole("model.embed_tokens.weight", (v, m), ("vocab", None), m**-0.5 if cfg.tie_embeddings else 1.0),
-        "layers": [_layer_definitions(cfg, f"model.layers.{i}.") for i in range(cfg.num_layers)],
+        "layers": [_layer_definitions(cfg, f"model.layers.{i}.", repeats) for i in range(cfg.num_layers)],
         "norm": _norm("model.norm.weight", m, dtype),
     }
     if not cfg.tie_embeddings:
@@ -42,17 +49,46 @@ def definitions(cfg: ModelConfig) -> dict[str, Any]:
     return specs
 
 
+def kv_repeats(cfg: ModelConfig, tensor: int) -> int:
+    """How many devices hold a copy of the same kv head: 1 while there are kv heads for all `tensor` devices.
+
+    Raises:
+      ConfigError: heads, ffn or vocabulary do not divide into `tensor` equal parts.
+    """
+    for name in ("num_heads", "ffn_size", "vocab_size"):
+        size = getattr(cfg, name)
+        if size % tensor:
+            raise ConfigError(f"tensor={tensor} does not divide {cfg.name}'s {name}={size}")
+    if cfg.num_kv_heads % tensor and tensor % cfg.num_kv_heads:
+        raise ConfigError(
+            f"tensor={tensor} neither divides {cfg.name}'s num_kv_heads={cfg.num_kv_heads} nor is a multiple of it"
+        )
+    return max(1, tensor // cfg.num_kv_heads)
+
+
+def repeat_kv_heads(repeats: int, w: Any) -> Any:
+    """`[..., K, G + 2, D]` -> `[..., K * repeats, G / repeats + 2, D]`, of NumPy or JAX: every kv head stands `repeats`
+    times, each with its share of the query heads."""
+    xp = np if isinstance(w, np.ndarray) else jnp
+    *lead, k, _, d = w.shape
+    q = w[..., :-2, :].reshape(*lead, k * repeats, -1, d)
+    return xp.concatenate([q, xp.repeat(w[..., -2:, :], repeats, axis=-3)], axis=-2)
+
+
 def _norm(name: str, size: int, dtype: str) -> TensorSpec:
     return TensorSpec((size,), (None,), dtype, 1.0, 0.0, (HFPart(name, (size,), lambda w: w),))
 
 
-def _layer_definitions(cfg: ModelConfig, prefix: str) -> dict[str, TensorSpec]:
+def _layer_definitions(cfg: ModelConfig, prefix: str, repeats: int) -> dict[str, TensorSpec]:
     m, h, k, d, f, dtype = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.ffn_size, cfg.dtype
     g = cfg.group_size
     heads = {"q": (slice(0, g), h), "k": (slice(g, g + 1), k), "v": (slice(g + 1, g + 2), k)}  # rows of the G+2 axis
 
+    spread = _repeated(repeats)
+
     def tensor(shape, axes, std, *parts: tuple[str, tuple[int, ...], Callable]) -> TensorSpec:
-        return TensorSpec(shape, axes, dtype, 0.0, std, tuple(HFPart(prefix + n, s, view) for n, s, view in parts))
+        packed = tuple(HFPart(prefix + n, s, view) for n, s, view in parts)
+        return TensorSpec(shape, axes, dtype, 0.0, std, packed, spread if "kv_heads" in axes else None)
 
     def qkv_weight(at: slice) -> Callable:
         return lambda w: w[:, :, at].transpose(1, 2, 3, 0)  # [M, K, g, D] -> [K, g, D, M]
@@ -69,10 +105,10 @@ def _layer_definitions(cfg: ModelConfig, prefix: str) -> dict[str, TensorSpec]:
             *((f"self_attn.{n}_proj.weight", (c * d, m), qkv_weight(at)) for n, (at, c) in heads.items()),
         ),
         "o": tensor(
-            (k, g, d, m),
-            ("kv_heads", None, None, None),
+            (h, d, m),
+            ("heads", None, None),
             (h * d) ** -0.5,
-            ("self_attn.o_proj.weight", (m, h * d), lambda w: w.transpose(3, 0, 1, 2)),
+            ("self_attn.o_proj.weight", (m, h * d), lambda w: w.transpose(2, 0, 1)),
         ),
         "norm2": _norm(prefix + "post_attention_layernorm.weight", m, dtype),
         "gate_up": tensor(
@@ -91,6 +127,12 @@ def _layer_definitions(cfg: ModelConfig, prefix: str) -> dict[str, TensorSpec]:
         specs["q_norm"] = _norm(prefix + "self_attn.q_norm.weight", d, dtype)
         specs["k_norm"] = _norm(prefix + "self_attn.k_norm.weight", d, dtype)
     return specs
+
+
+@cache
+def _repeated(repeats: int) -> Callable[[Any], Any] | None:
+    """One function per number of repeats: programs are cached by it."""
+    return partial(repeat_kv_heads, repeats) if repeats > 1 else None
 
 
 def embed(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
@@ -119,7 +161,8 @@ def layer(
     Returns:
       `[T, M]`, in x's dtype.
     """
-    t, k, g, d = x.shape[0], cfg.num_kv_heads, cfg.group_size, cfg.head_dim
+    t, _, k, g, d = x.shape[0], *w["qkv"].shape  # as these weights have them: devices may share a kv head
+    g -= 2  # k and v
     with jax.named_scope("qkv"):
         qkv = jnp.einsum("tm,mkgd->tkgd", rms_norm(x, w["norm1"], cfg.norm_eps), w["qkv"])
         if cfg.qkv_bias:

@@ -7,6 +7,7 @@ arrays, shardings, seeded random arrays, and (with `weights.py`) into and out of
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -19,7 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-LOGICAL_AXES = {"kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"}  # logical axis -> mesh axis
+from engine.errors import ConfigError
+
+# logical axis -> mesh axis
+LOGICAL_AXES = {"heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,11 @@ class HFPart:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A parameter: everything there is to know about it."""
+    """A parameter: everything there is to know about it.
+
+    `shape` is the packed array's, as checkpoints are packed into and Orbax stores it. What the devices hold differs in
+    one case: with fewer kv heads than devices, `spread` repeats heads so that every device has one.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]  # logical name of each axis; None is never sharded
@@ -41,6 +49,14 @@ class TensorSpec:
     mean: float  # of the uniform distribution that random weights are drawn from
     std: float  # its standard deviation; 0: a constant
     parts: tuple[HFPart, ...]
+    spread: Callable[[Any], Any] | None = None  # packed array (of NumPy or JAX) -> the array on the devices
+
+    @property
+    def device_shape(self) -> tuple[int, ...]:
+        """The shape on the devices, over all of them."""
+        if self.spread is None:
+            return self.shape
+        return jax.eval_shape(self.spread, jax.ShapeDtypeStruct(self.shape, jnp.float32)).shape
 
     @property
     def name(self) -> str:
@@ -48,16 +64,39 @@ class TensorSpec:
         return self.parts[0].name
 
 
-def single_device_mesh(device: Any = None) -> Mesh:
-    """A mesh of one device, with the axis `tensor` that every sharding names."""
-    return Mesh(np.array([device or jax.devices()[0]]), ("tensor",))
+def device_mesh(tensor: int = 1) -> Mesh:
+    """A mesh of the first `tensor` devices, on the axis `tensor` that every sharding names.
+
+    On CPU devices are virtual: they are asked for here, which works until JAX has started. When several processes
+    serve one model (`executor/distributed.py`), the mesh takes all devices of all of them.
+
+    Raises:
+      ConfigError: there are fewer devices, or processes have more of them together.
+    """
+    if tensor > 1 and not jax.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # JAX has started: what it has is counted below
+            jax.config.update("jax_num_cpu_devices", max(tensor, jax.config.values["jax_num_cpu_devices"]))
+    devices = jax.devices()
+    if len(devices) < tensor:
+        raise ConfigError(f"tensor={tensor} takes {tensor} devices, JAX has {len(devices)} ({devices[0].device_kind})")
+    if jax.process_count() > 1 and len(devices) != tensor:
+        raise ConfigError(f"tensor={tensor}: {jax.process_count()} processes have {len(devices)} devices; use them all")
+    return Mesh(np.array(devices[:tensor]), ("tensor",))
+
+
+def put(array: Any, where: NamedSharding) -> jax.Array:
+    """To the devices. JAX may alias the buffer: hand over fresh arrays and never change them.
+
+    Every process of several has the whole array and keeps its part; `device_put` would compare them at every call.
+    """
+    if where.is_fully_addressable:
+        return jax.device_put(array, where)
+    return jax.make_array_from_callback(np.shape(array), where, lambda index: np.asarray(array)[index])
 
 
 def partition(spec: TensorSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The mesh axis of each axis. One that its mesh axis does not divide is replicated (kv heads when K < tensor)."""
-    names = [LOGICAL_AXES[axis] if axis else None for axis in spec.axes]
-    fits = [n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, spec.shape, strict=True)]
-    return PartitionSpec(*fits)
+    """The mesh axis of each axis."""
+    return PartitionSpec(*(LOGICAL_AXES[axis] if axis else None for axis in spec.axes))
 
 
 def sharding(spec: TensorSpec, mesh: Mesh) -> NamedSharding:
@@ -71,13 +110,23 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
 
 
 def abstract(specs: Any, mesh: Mesh) -> Any:
-    """`jax.ShapeDtypeStruct` of every tensor, with its sharding: for lowering, `eval_shape` and Orbax restores."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype), sharding=sharding(s, mesh)), specs)
+    """`jax.ShapeDtypeStruct` of every tensor on the devices, with its sharding: for lowering and `eval_shape`."""
+
+    def struct(spec: TensorSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.device_shape, jnp.dtype(spec.dtype), sharding=sharding(spec, mesh))
+
+    return jax.tree.map(struct, specs)
 
 
-def num_bytes(specs: Any) -> int:
-    """Bytes of all tensors together, one copy."""
-    return sum(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in jax.tree.leaves(specs))
+def num_bytes(specs: Any, tensor: int = 1) -> int:
+    """Bytes of all tensors on one of `tensor` devices."""
+    mesh = AbstractMesh((tensor,), ("tensor",))
+
+    def size(spec: TensorSpec) -> int:
+        shard = NamedSharding(mesh, partition(spec, mesh)).shard_shape(spec.device_shape)
+        return math.prod(shard) * jnp.dtype(spec.dtype).itemsize
+
+    return sum(map(size, jax.tree.leaves(specs)))
 
 
 def init(specs: Any, mesh: Mesh, seed: int) -> Any:
@@ -85,14 +134,14 @@ def init(specs: Any, mesh: Mesh, seed: int) -> Any:
 
     def draw(spec: TensorSpec) -> jax.Array:
         digest = hashlib.blake2b(f"{seed}/{spec.name}".encode(), digest_size=8).digest()
-        fill = _filler(spec.shape, spec.dtype, spec.mean, spec.std, sharding(spec, mesh))
+        fill = _filler(spec.shape, spec.dtype, spec.mean, spec.std, spec.spread, sharding(spec, mesh))
         return fill(np.frombuffer(digest, "<u4").copy())
 
     return jax.tree.map(draw, specs)
 
 
 @functools.lru_cache(maxsize=64)
-def _filler(shape: tuple[int, ...], dtype: str, mean: float, std: float, where: NamedSharding):
+def _filler(shape: tuple[int, ...], dtype: str, mean: float, std: float, spread: Any, where: NamedSharding):
     """A jitted `key [2] uint32 -> array`. Each element hashes its own index: `jax.random` took 1.5 s and 0.3 s of
     compilation per shape for 124M weights on a CPU, this 0.05 s and 0.05 s. Indices repeat after 2**32 elements."""
 
@@ -107,7 +156,7 @@ def _filler(shape: tuple[int, ...], dtype: str, mean: float, std: float, where: 
         uniform = (bits >> 8).astype(jnp.float32) * 2.0**-23 - 1.0  # [-1, 1), variance 1/3
         return (mean + std * 3**0.5 * uniform).astype(dtype)
 
-    return jax.jit(fill, out_shardings=where)
+    return jax.jit(lambda key: spread(fill(key)) if spread else fill(key), out_shardings=where)
 
 
 def _mix(x: jax.Array) -> jax.Array:
@@ -115,6 +164,11 @@ def _mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
+
+
+def place(spec: TensorSpec, packed: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A packed array, on the devices."""
+    return put(spec.spread(packed) if spec.spread else packed, sharding(spec, mesh))
 
 
 def pack(spec: TensorSpec, sources: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from engine.config import DTYPES, ModelConfig
 from engine.errors import WeightsError
+from engine.files import write_whole
 from engine.models import llama, safetensors, tensors
 from engine.models.hf_config import hf_values, write_config
 
@@ -29,7 +30,8 @@ def init_params(cfg: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> di
     Args:
       mesh: has an axis `tensor`; None: the first device alone.
     """
-    return tensors.init(llama.definitions(cfg), mesh or tensors.single_device_mesh(), seed)
+    mesh = mesh or tensors.device_mesh()
+    return tensors.init(llama.definitions(cfg, mesh.size), mesh, seed)
 
 
 def load_params(
@@ -47,18 +49,25 @@ def load_params(
     Raises:
       WeightsError: no safetensors, a corrupt file, or tensors missing, left over or of the wrong shape; names them.
     """
-    directory, mesh, dtype = Path(directory), mesh or tensors.single_device_mesh(), dtype or cfg.dtype
+    mesh, dtype = mesh or tensors.device_mesh(), dtype or cfg.dtype
     if dtype not in DTYPES:
         raise WeightsError(f"dtype {dtype!r} is not supported; known: {', '.join(DTYPES)}")
-    specs = llama.definitions(cfg.replace(dtype=dtype))
-    stored = checkpoint_tensors(directory)
-    _check_complete(directory, cfg, specs, stored)
+    cfg = cfg.replace(dtype=dtype)
+    packed = packed_tensors(directory, cfg)
+    specs = llama.definitions(cfg, mesh.size)
+    return jax.tree.map(lambda spec: tensors.place(spec, next(packed), mesh).block_until_ready(), specs)
 
-    def load(spec: tensors.TensorSpec) -> jax.Array:
-        packed = tensors.pack(spec, [stored[part.name].read() for part in spec.parts])
-        return jax.device_put(packed, tensors.sharding(spec, mesh)).block_until_ready()
 
-    return jax.tree.map(load, specs)
+def packed_tensors(directory: str | Path, cfg: ModelConfig) -> Iterator[np.ndarray]:
+    """The packed tensors of a Hugging Face directory in `cfg.dtype`, in the order of `jax.tree.leaves`. What is wrong
+    with the checkpoint is found before the first of them.
+
+    Raises:
+      WeightsError: as `load_params`.
+    """
+    specs, stored = llama.definitions(cfg), checkpoint_tensors(Path(directory))
+    _check_complete(Path(directory), cfg, specs, stored)
+    return (tensors.pack(spec, [stored[p.name].read() for p in spec.parts]) for spec in jax.tree.leaves(specs))
 
 
 def checkpoint_tensors(directory: Path) -> dict[str, safetensors.TensorInfo]:
@@ -110,13 +119,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def export_hf(params: dict[str, Any], cfg: ModelConfig, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
+def export_hf(params: Any, cfg: ModelConfig, directory: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a Hugging Face directory that `load_params` and `transformers` read: safetensors, index, configs.
 
     Weights keep their dtype; one tensor at a time is on the host. Other weights in the directory are replaced; the
     configs are written last, so an interrupted export is not taken for a model.
 
     Args:
+      params: the parameters of one device, or an iterator over their leaves.
       shard_bytes: the most a file holds, unless one tensor alone is larger; one file needs no index.
 
     Raises:
@@ -134,13 +144,13 @@ def export_hf(params: dict[str, Any], cfg: ModelConfig, directory: str | Path, s
     names = names if len(shards) > 1 else [WEIGHTS]
     for stale in (*directory.glob("model-*-of-*.safetensors"), directory / WEIGHTS, directory / INDEX):
         stale.unlink(missing_ok=True)
-    arrays = _hf_arrays(params, specs)
+    arrays = _hf_arrays(params if isinstance(params, Iterator) else jax.tree.leaves(params), specs)
     for name, shard in zip(names, shards, strict=True):
         safetensors.write_file(directory / name, shard, itertools.islice(arrays, len(shard)))
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": sum(map(_nbytes, layout.values()))}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_whole(directory / INDEX, json.dumps(index, indent=2) + "\n")
     write_config(cfg, directory)
 
 
@@ -160,6 +170,6 @@ def _shards(layout: dict[str, tuple[str, tuple[int, ...]]], limit: int) -> list[
     return shards
 
 
-def _hf_arrays(params: Any, specs: Any) -> Iterator[np.ndarray]:
-    for spec, array in zip(jax.tree.leaves(specs), jax.tree.leaves(params), strict=True):
+def _hf_arrays(leaves: Iterable[Any], specs: Any) -> Iterator[np.ndarray]:
+    for spec, array in zip(jax.tree.leaves(specs), leaves, strict=True):
         yield from tensors.unpack(spec, np.asarray(array))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
+from engine import extension
 from engine.config import SchedulerConfig
 from engine.errors import ConfigError
 from engine.scheduler.plan import Plan
@@ -12,7 +13,8 @@ from engine.scheduler.state import SchedulerState
 
 
 class Policy(Protocol):
-    """Plans steps over a `SchedulerState`."""
+    """Plans steps over a `SchedulerState`. Its class may have a `default_budget`: tokens per step when
+    `max_num_batched_tokens` is not set (without one: max(context, 2048), vLLM v0's rule)."""
 
     mixes: bool  # whether a step may prefill and decode at once
 
@@ -25,7 +27,7 @@ PolicyFactory = Callable[[SchedulerConfig, SchedulerState, int], Policy]
 _POLICIES: dict[str, PolicyFactory] = {}
 
 
-def register_policy(name: str) -> Callable[[PolicyFactory], PolicyFactory]:
+def register_policy(name: str) -> Callable[[Any], Any]:
     """Class decorator: `--policy=NAME` constructs it with (config, state, token budget per step)."""
 
     def add(factory: PolicyFactory) -> PolicyFactory:
@@ -35,14 +37,44 @@ def register_policy(name: str) -> Callable[[PolicyFactory], PolicyFactory]:
     return add
 
 
+def names() -> list[str]:
+    """Registered policies."""
+    from engine.scheduler import chunked, vllm_v0, vllm_v1  # noqa: F401  (they register themselves)
+
+    return sorted(_POLICIES)
+
+
+def _find(name: str) -> PolicyFactory:
+    """The class behind `--policy`.
+
+    Raises:
+      ConfigError: an unknown name (lists the known ones), or one that is no policy.
+    """
+    known = names()
+    if name in known:
+        return _POLICIES[name]
+    if not extension.is_external(name):
+        raise ConfigError(f"policy {name!r} is unknown; known: {', '.join(known)}, or {extension.FORMS}")
+    found = extension.load(name, "policy")
+    if not callable(found) or not callable(getattr(found, "plan", None)) or not hasattr(found, "mixes"):
+        raise ConfigError(f"policy {name!r} is not a policy: it needs a class with `plan(now)` and `mixes`")
+    return cast(PolicyFactory, found)
+
+
+def token_budget(config: SchedulerConfig, context: int) -> int:
+    """Tokens that a step may compute: `max_num_batched_tokens`, or the policy's default.
+
+    Raises:
+      ConfigError: no such policy.
+    """
+    default = getattr(_find(config.policy), "default_budget", None)
+    return config.max_num_batched_tokens or default or max(context, 2048)
+
+
 def make_policy(config: SchedulerConfig, state: SchedulerState, max_batched_tokens: int) -> Policy:
     """Builds the configured policy.
 
     Raises:
-      ConfigError: an unknown name; lists the known ones.
+      ConfigError: no such policy.
     """
-    from engine.scheduler import vllm_v0  # noqa: F401  (registers itself)
-
-    if config.policy not in _POLICIES:
-        raise ConfigError(f"policy {config.policy!r} is unknown; known: {', '.join(sorted(_POLICIES))}")
-    return _POLICIES[config.policy](config, state, max_batched_tokens)
+    return _find(config.policy)(config, state, max_batched_tokens)

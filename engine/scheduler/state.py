@@ -6,7 +6,6 @@ keeps the books. No JAX here.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import cast
 
@@ -15,6 +14,7 @@ import numpy as np
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill
+from engine.scheduler.queue import RequestQueue, rank
 from engine.scheduler.sampling_rows import ROW, need_sampler, sampling_row
 
 NOBODY = np.empty(0, np.int32)
@@ -28,11 +28,11 @@ class SchedulerState:
     next step can be planned while this one runs. Values, stop tokens and outputs arrive later, with `Engine._account`.
     """
 
-    def __init__(self, store: KVStore):
+    def __init__(self, store: KVStore, order: str = "fcfs"):
         n = store.num_slots
         self.store = store
-        self.waiting: deque[Request] = deque()
-        self.swapped: deque[Request] = deque()  # preempted with their KV on the host
+        self.waiting = RequestQueue(order)
+        self.swapped = RequestQueue(order)  # preempted with their KV on the host
         self.running = np.empty(0, np.int32)  # slots, oldest admission first
         self.requests: list[Request | None] = [None] * n
         self.length = np.zeros(n, np.int32)  # tokens: prompt, and output with what planned steps will sample
@@ -47,13 +47,15 @@ class SchedulerState:
         self._preempted = 0  # since the last plan
 
     def admit(self, request: Request, num_tokens: int | None = None) -> int:
-        """Gives the request a slot, and pages for `num_tokens` of its tokens (None: all it has). Returns the slot.
+        """Takes a request out of the queue and gives it a slot, and pages for `num_tokens` of its tokens (None: all it
+        has). Returns the slot.
 
         Raises:
-          OutOfPages: test `store.fits` first.
+          OutOfPages: it stays in the queue; test `store.fits` first.
         """
         assert request.in_flight == 0, "a policy may not admit what it preempted in the same plan"
         slot = self.store.open(request.num_tokens if num_tokens is None else num_tokens)
+        self.waiting.remove(request)
         self._seat(request, slot, cached=0, prefill_length=request.num_tokens)
         return slot
 
@@ -69,7 +71,8 @@ class SchedulerState:
         # All but the newest token cached: it decodes. Less: the rest is prefilled.
         decodes = request.cached == request.num_tokens - 1
         self._seat(request, slot, request.cached, request.cached if decodes else request.num_tokens)
-        self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
+        if decodes:
+            self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
         return slot
 
     def _seat(self, request: Request, slot: int, cached: int, prefill_length: int) -> None:
@@ -77,7 +80,7 @@ class SchedulerState:
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
         self.cached[slot], self.prefill_length[slot] = cached, prefill_length
-        self.length[slot] = request.num_tokens
+        self.length[slot], self._input[slot] = request.num_tokens, FROM_DEVICE
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
@@ -90,12 +93,19 @@ class SchedulerState:
         count = left if num_tokens is None else num_tokens
         return Prefill(slot, start, request.tokens(start, start + count), samples=count == left)
 
+    def unfinished(self) -> np.ndarray:
+        """Running sequences with tokens left to compute: all but those that reach their limit with the tokens that
+        steps in flight will bring. Slots, oldest admission first."""
+        return self.running[self.length[self.running] < self.limit[self.running]]
+
     def decodable(self) -> np.ndarray:
-        """Running sequences that can decode: prefilled, and not at their limit with the tokens that steps in flight
-        will bring. Slots, oldest admission first."""
-        running = self.running
-        ready = (self.cached[running] >= self.prefill_length[running]) & (self.length[running] < self.limit[running])
-        return running[ready]
+        """Unfinished sequences that are prefilled. Slots, oldest admission first."""
+        slots = self.unfinished()
+        return slots[self.cached[slots] >= self.prefill_length[slots]]
+
+    def victim(self, slots: np.ndarray) -> int:
+        """Which of these sequences is preempted first: the one that would be last in the queue."""
+        return max(slots.tolist(), key=lambda slot: rank(self.owners([slot])[0], self.waiting.order))
 
     def owners(self, slots: Iterable[int]) -> list[Request]:
         """The requests that hold these slots."""
@@ -118,7 +128,7 @@ class SchedulerState:
 
     def preempt(self, slot: int, swap: bool = False) -> None:
         """Takes a running sequence's pages away. `swap`: its KV goes to the host if that has room; otherwise it is
-        dropped and recomputed, from the head of the queue."""
+        dropped and recomputed, when its turn comes again."""
         request = self.requests[slot]
         assert request is not None
         request.num_preemptions += 1
@@ -128,11 +138,11 @@ class SchedulerState:
             self.store.swap_out(slot, request.id)
             self._unseat(request)
             request.phase = Phase.SWAPPED
-            self.swapped.append(request)
+            self.swapped.push(request)
         else:
             self.release(slot)
             request.phase = Phase.WAITING
-            self.waiting.appendleft(request)
+            self.waiting.push(request)
 
     def drop(self, request: Request) -> None:
         """Forgets a request that has ended, whatever it holds."""
@@ -153,7 +163,7 @@ class SchedulerState:
         elif request.phase is Phase.SWAPPED:
             self.swapped.remove(request)
             request.phase = Phase.WAITING
-            self.waiting.appendleft(request)
+            self.waiting.push(request)
 
     def make_plan(self, decode: np.ndarray, prefills: list[Prefill]) -> Plan:
         """Packs a decision into a `Plan`. `decode`: slots whose last token's KV is written by this step; their pages
@@ -167,8 +177,10 @@ class SchedulerState:
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
         index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
         self.length[rows] += 1
-        self.step += 1
-        num_preempted, self._preempted = self._preempted, 0
+        moves = self.store.take_moves()
+        num_preempted = self._preempted
+        if len(decode) or prefills or moves:  # otherwise the plan is empty and nobody will run it
+            self.step, self._preempted = self.step + 1, 0
         return Plan(
             step=self.step,
             decode_slots=decode,
@@ -177,7 +189,7 @@ class SchedulerState:
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
             streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
-            moves=self.store.take_moves(),
+            moves=moves,
             freed_blocks=self.store.take_freed_blocks(),
             sampling=self._sampling(rows, index),
             forced=self._forced(rows, index),

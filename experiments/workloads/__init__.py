@@ -7,6 +7,7 @@ A workload is named by a spec, `name[:file][,option=value]...`:
     sharegpt:FILE.json,rate=1,loop=closed,think=2             sharegpt-like:num=100,rate=1.5
     mooncake:FILE.jsonl    bailian:FILE.jsonl                 burst:num=16,context=8192,output=64
     vidur:FILE.csv                                            frozen:FILE.jsonl, or FILE.jsonl alone
+    package.module:Name,option=value    path/to/file.py:Name,option=value    a builder of your own
 
 `build` parses the spec, calls the builder registered under the name (each source's own options are in its file), then
 applies the options common to all:
@@ -36,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from engine import extension
 from engine.errors import WorkloadError
 from engine.request import SamplingParams
 from experiments.workloads.content import Blocks, TokenIds, stream_keys, stream_tokens
@@ -178,13 +180,17 @@ def build(spec: str) -> list[WorkloadRequest]:
     """
     name, file, values = _parse(spec)
     known = names()
-    if name not in known:
+    if name not in known and "." in name and extension.is_external(f"{name}:{file}"):
+        builder, file = extension.load(f"{name}:{file}", "workload"), None
+    elif name not in known:
         raise WorkloadError(f"workload {spec!r}: unknown name {name!r}; known: {', '.join(known)}")
+    else:
+        builder = _BUILDERS[name]
     options = Options(spec, values)
     window = Window(
         options.integer("start", 0, low=0), options.optional_integer("num"), options.integer("seed", 0, low=0)
     )
-    requests = _BUILDERS[name](file, options, window)
+    requests = builder(file, options, window)
     loop = options.choice("loop", ("open", "closed"), "closed" if name == "frozen" else "open")
     scaled, finish = _length_transform(options), _common_transform(options, closed=loop == "closed")
     options.finish()

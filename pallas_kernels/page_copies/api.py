@@ -31,6 +31,10 @@ class KVBlock(NamedTuple):
 def gather_pages(arena: KVArena, pages: jax.Array, *, backend: str | None = None) -> KVBlock:
     """Copies pages out, in the order named.
 
+    On CPU most of the time goes not to the copy but to the page faults of a fresh block (2.6 against 14 GB/s). A block
+    that is not needed any more gives its memory to the next of its size as an argument that is donated and not read:
+    `jax.jit(lambda arena, pages, old: gather_pages(arena, pages), donate_argnums=2, keep_unused=True)`.
+
     Args:
       pages: int32 [n]; may repeat; a page <= 0 or >= P reads as zeros (padding).
 

@@ -1,7 +1,7 @@
 """Page copies as one XLA gather and one XLA scatter each for K and V.
 
 Pages are gathered as 4-D slices, without a reshape that some device would have to lay out anew. On CPU this is as fast
-as rows of S * K * D and as loops over pages: all are bound by the page faults of a fresh block.
+as rows of S * K * D and as loops over pages.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.builder import assemble
+from engine.builder import assemble, device_sizes
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.executor.memory_plan import make_memory_plan
-from engine.models import llama, tensors, weights
+from engine.models import tensors, weights
 from pallas_kernels import KVSpec
 
 # 256 wide, the least at which float32 products do not depend on how many rows share them (DESIGN, invariant 4 a).
@@ -18,9 +18,9 @@ SLIDING = WIDE.replace(name="sliding", windows=(24, None))
 
 
 @lru_cache(None)
-def params(model: ModelConfig):
+def params(model: ModelConfig, tensor: int = 1):
     """Seeded weights, made once."""
-    return weights.init_params(model, tensors.single_device_mesh(), seed=1)
+    return weights.init_params(model, tensors.device_mesh(tensor), seed=1)
 
 
 def tiny_engine(
@@ -39,14 +39,14 @@ def tiny_engine(
 ) -> Engine:
     """A real engine on CPU, pages counted per layer, with NaN poison, debug checks and captured logits."""
     defaults = {"debug_checks": True, "poison": True, "capture_logits": True, "query_tile": 16, "max_tiles": 4}
-    spec = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype)
+    page_bytes = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype).page_bytes
     config = EngineConfig(
         cache=CacheConfig(
             store=store,
             page_size=page_size,
             num_pages=num_pages * model.num_layers,
             pages_per_chunk=chunk if store == "paged" else None,
-            host_bytes=host_pages * model.num_layers * spec.page_bytes,
+            host_bytes=host_pages * model.num_layers * page_bytes,
             transient_pages=transient_pages,
         ),
         scheduler=SchedulerConfig(
@@ -59,10 +59,10 @@ def tiny_engine(
         compilation_cache_dir=None,
         **{**defaults, **options},
     )
-    mesh = tensors.single_device_mesh()
-    size = tensors.num_bytes(llama.definitions(model))
-    memory = make_memory_plan(model, config, size, spec.page_bytes, mesh.devices.flat[0])
-    return assemble(Engine, model, params(model), config, mesh, spec, memory)
+    mesh = tensors.device_mesh(config.tensor)
+    weight_bytes, spec = device_sizes(model, config)
+    memory = make_memory_plan(model, config, weight_bytes, spec.page_bytes // mesh.size, mesh.devices.flat[0])
+    return assemble(Engine, model, params(model, mesh.size), config, mesh, spec, memory)
 
 
 def prompts(lengths, vocab: int = 512, seed: int = 0) -> list[list[int]]:

@@ -5,31 +5,41 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DRIVER = """
+RUN = """
 import runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+TIMED = """
 from experiments import common_flags
 from tests.experiments.timed_engine import RealClock, timed_engine
 common_flags.load_engine = lambda model, config: timed_engine(
     clock=RealClock(), token_s=1e-5, decode_s=0.002,
     num_pages=config.cache.num_pages or 4000, max_context=config.max_context or 1024,
 )
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+LIMITED = """
+import resource, sys
+sys.dont_write_bytecode = True  # or Python leaves broken .pyc files
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
 """
 
 
-def start(program: str, *flags: str, timed: bool = False, cwd: Path = ROOT) -> subprocess.Popen:
-    """Starts `python -m experiments.<program>`; stdout and stderr are pipes of text."""
-    module = f"experiments.{program}"
-    command = ["-c", DRIVER, module] if timed else ["-m", module]
+def start(
+    program: str, *flags: str, timed: bool = False, cwd: Path = ROOT, max_file_bytes: int | None = None
+) -> subprocess.Popen:
+    """Starts `python -m experiments.<program>`; stdout and stderr are pipes of text. With `max_file_bytes` the disk is
+    full for whatever makes a file larger."""
+    driver = (LIMITED.format(max_file_bytes) if max_file_bytes else "") + (TIMED if timed else "") + RUN
+    command = ["-c", driver, f"experiments.{program}"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, *command, *flags], cwd=cwd, env=environment, text=True, stdout=-1, stderr=-1
     )
 
 
-def run(program: str, *flags: str, timed: bool = False, cwd: Path = ROOT) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    process = start(program, *flags, timed=timed, cwd=cwd)
+def run(program: str, *flags: str, **options) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr; options as `start`."""
+    process = start(program, *flags, **options)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err

@@ -37,7 +37,7 @@ def test_help_imports_no_jax_and_shows_what_people_use(program):
         [sys.executable, "-c", code], cwd=programs.ROOT, capture_output=True, text=True, timeout=60
     )
     assert all((flag in process.stdout) == (program in PROGRAMS) for flag in ("--model", "--page_size")), process.stderr
-    assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 22
+    assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 26
     assert "HEAVY []" in process.stdout
 
 
@@ -59,6 +59,8 @@ def test_flags_reach_the_configuration(parsed):
     assert (config.max_context, config.dtype, config.seed) == (99, "bfloat16", 3)
     assert config.deterministic and config.precompile and config.compilation_cache_dir is None
     assert config.attention_backend == "reference"
+    parsed("--tensor=8", "--nodeterministic")
+    assert common_flags.engine_config_from_flags().tensor == 8
 
 
 def test_a_config_file_lies_under_given_flags_and_over_defaults(parsed, tmp_path):
@@ -113,6 +115,8 @@ ABSURD = {
     "--num_pages=5 --device_bytes=1GiB": "sized twice, by num_pages and by device_bytes",
     "--max_num_seqs=0": "max_num_seqs must be in [1, 4096], got 0",
     "--max_context=1": "max_context must be >= 2",
+    "--tensor=0": "tensor must be in [1, 1024] devices, got 0",
+    "--tensor=2 --deterministic": "deterministic needs tensor=1, got 2",
     "--watermark=2": "watermark must be in [0, 1)",
     "--dtype=int4": "value should be one of <bfloat16|float16|float32>",
     "--no_such_flag": "Unknown command line flag 'no_such_flag'",
@@ -132,6 +136,16 @@ ABSURD = {
     "--profile_dir=/dev/null/x": "--profile_dir=/dev/null/x cannot be made",
     "extra": "unexpected argument 'extra'",
 }
+
+
+def test_programs_that_serve_nothing_answer_in_one_line():
+    assert programs.run("follow")[::2] == (2, "follow: --coordinator is missing: host:port of process 0\n")
+    convert = "convert_checkpoint"
+    one = f"{convert}: give what to read by exactly one of --hf and --orbax\n"
+    assert programs.run(convert, "--out=x")[::2] == programs.run(convert, "--hf=x", "--orbax=y")[::2] == (2, one)
+    assert programs.run(convert, "--hf=x")[::2] == (2, f"{convert}: --out is missing: the directory to write\n")
+    assert programs.run(convert, "--hf=x", "--out=y")[2].startswith(f"{convert}: x: no such directory")
+    assert programs.run(convert, "--orbax=x", "--out=y")[::2] == (2, f"{convert}: x: not an Orbax checkpoint\n")
 
 
 @pytest.mark.parametrize("arguments", ABSURD)

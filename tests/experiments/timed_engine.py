@@ -68,7 +68,9 @@ def timed_engine(
 ) -> TimedEngine:
     """An engine whose pool holds `num_pages` pages of 16 tokens of one layer; two layers."""
     clock = clock or VirtualClock()
-    config = EngineConfig(cache=CacheConfig(num_pages=num_pages), scheduler=SchedulerConfig(max_num_seqs=64))
+    config = EngineConfig(
+        cache=CacheConfig(num_pages=num_pages), scheduler=SchedulerConfig(max_num_seqs=64), async_depth=0
+    )
     memory = MemoryPlan(num_pages, 1, 1, max_context, "", max_batched_tokens, 0, 0, 0, 0)
     pool = PagePool(num_pages, MODEL.num_layers, 1)
     store = PagedStore(pool, config.scheduler.max_num_seqs, config.cache.page_size, max_context)

@@ -43,6 +43,19 @@ def test_they_need_no_memory_that_grows_with_the_arena(dtype):
         assert memory(function, 500, *args) == memory(function, 4000, *args) <= most
 
 
+def test_a_block_that_is_not_needed_gives_its_memory_to_the_next():
+    """As the docstring of `gather_pages` promises; what was sent from the old block before stays as it was."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    arena = init_arena(KVSpec(16, 2, 64, "float32"), 6, poison=True)
+    again = jax.jit(lambda arena, pages, old: gather_pages(arena, pages), donate_argnums=2, keep_unused=True)
+    old = gather_pages(arena, ints([1, 2]))
+    places = [x.unsafe_buffer_pointer() for x in old]
+    sent = jax.block_until_ready(jax.device_put(old, sharding.with_memory_kind("pinned_host")))
+    new = again(arena, ints([0, 1]), old)
+    assert [x.unsafe_buffer_pointer() for x in new] == places and old.k.is_deleted()
+    assert np.isnan(sent.k).all() and not np.asarray(new.k[0]).any()
+
+
 def test_a_block_goes_to_the_host_and_back_in_one_call():
     """One `device_put` moves K and V, to pinned host memory and back."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -113,7 +113,7 @@ def test_the_activation_estimate_covers_what_the_compiler_needs():
     """Layer program of the largest bucket, and LM head with sampling: temporaries + outputs <= estimate <= 4x."""
     config = EngineConfig(scheduler=SchedulerConfig(max_num_seqs=16), query_tile=64, max_tiles=8)
     model = WIDE.replace(vocab_size=8192)
-    mesh = tensors.single_device_mesh()
+    mesh = tensors.device_mesh()
     programs = Programs(model, mesh, None, False, capture=False)
     params = tensors.abstract(llama.definitions(model), mesh)
     tiles, rows = Bucket(0, 8, 64), Bucket(16, 0, 64)

@@ -4,29 +4,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from engine.config import DTYPES
+from engine.builder import device_sizes
+from engine.config import DTYPES, EngineConfig, ModelConfig
 from engine.executor.packing import Bucket
-from engine.executor.programs import Programs
+from engine.executor.programs import ARENA, Programs
 from engine.models import llama, tensors
-from pallas_kernels import KVSpec, init_arena
+from pallas_kernels import init_arena
 from tests.engine.tiny import WIDE
+
+
+def compile_layer(model: ModelConfig, num_pages: int, bucket: Bucket, tensor: int = 1, view: str = "paged"):
+    """One layer over an arena of `num_pages` on `tensor` devices, compiled; and the arena."""
+    mesh = tensors.device_mesh(tensor)
+    programs = Programs(model, mesh, backend=None, deterministic=False, capture=False, view=view)
+    _, spec = device_sizes(model, EngineConfig(tensor=tensor))
+    arena = init_arena(spec, num_pages, NamedSharding(mesh, ARENA))
+    weights = tensors.abstract(llama.definitions(model, tensor), mesh)["layers"][0]
+
+    def whole(shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, PartitionSpec()))
+
+    x = whole((bucket.tokens, model.hidden_size), model.dtype)
+    rope = (whole((bucket.tokens, model.head_dim // 2), jnp.float32),) * 2
+    table = whole((model.num_layers, 8, 1 if view == "run" else 64))
+    packed = whole((sum(bucket.sections().values()),))
+    parked = whole((bucket.rows + bucket.tiles, 3))
+    lowered = programs.layer(bucket).lower(weights, arena, x, rope, table, packed, whole(()), whole(()), parked)
+    return lowered.compile(), arena
 
 
 def analyse(dtype: str, num_pages: int, bucket: Bucket, view: str):
     """memory_analysis of one layer over an arena of `num_pages`, and the arena's bytes."""
-    model = WIDE.replace(dtype=dtype)
-    mesh = tensors.single_device_mesh()
-    programs = Programs(model, mesh, backend=None, deterministic=False, capture=False, view=view)
-    arena = init_arena(KVSpec(16, model.num_kv_heads, model.head_dim, dtype), num_pages)
-    weights = tensors.abstract(llama.definitions(model), mesh)["layers"][0]
-    x = jax.ShapeDtypeStruct((bucket.tokens, model.hidden_size), jnp.dtype(dtype))
-    rope = (jax.ShapeDtypeStruct((bucket.tokens, model.head_dim // 2), jnp.float32),) * 2
-    table = jax.ShapeDtypeStruct((model.num_layers, 8, 1 if view == "run" else 64), jnp.int32)
-    packed = jax.ShapeDtypeStruct((sum(bucket.sections().values()),), jnp.int32)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = programs.layer(bucket).lower(weights, arena, x, rope, table, packed, scalar, scalar)
-    return lowered.compile().memory_analysis(), arena.k.nbytes + arena.v.nbytes
+    compiled, arena = compile_layer(WIDE.replace(dtype=dtype), num_pages, bucket, view=view)
+    return compiled.memory_analysis(), arena.k.nbytes + arena.v.nbytes
 
 
 @pytest.mark.parametrize("bucket", [Bucket(8, 0, 16), Bucket(0, 4, 16), Bucket(8, 4, 16)], ids=str)

@@ -69,7 +69,16 @@ class PoolMachine(RuleBasedStateMachine):
         freed = np.concatenate([self.pool.free(ids[:cut]), self.pool.free(ids[cut:])])
         assert set(freed.tolist()) == set(ids.tolist()) - left
 
-    @precondition(lambda self: self.owners and len(self.owners[-1]))
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def free_several_at_once(self, data):
+        """Some references, the same page maybe more than once, in one call."""
+        parts = [self.owners.pop() for _ in range(data.draw(st.integers(1, len(self.owners))))]
+        left = {int(i) for other in self.owners for i in other}
+        ids = np.concatenate(parts)
+        assert sorted(self.pool.free(ids).tolist()) == sorted(set(ids.tolist()) - left)
+
+    @precondition(lambda self: self.owners and len(self.owners[-1]) > 0)
     @rule()
     def double_free_raises_and_changes_nothing(self):
         ids = self.owners.pop()
@@ -144,3 +153,14 @@ def test_reserve_counts_in_pages():
     """`reserve` is what must be left over: 10 pages, 6 wanted, 4 kept fit; 5 kept do not."""
     pool = PagePool(10, 2)
     assert pool.fits(3, reserve=4) and not pool.fits(3, reserve=5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_all_owners_of_a_shared_page_can_leave_in_one_call(chunk):
+    """Three owners of one page and one of another, freed together: both pages are free, and nothing stays counted."""
+    pool = PagePool(4, 1, chunk)
+    ids = pool.allocate(2)
+    pool.share(np.repeat(ids[:1], 2))
+    assert sorted(pool.free(ids[[0, 1, 0, 0]]).tolist()) == sorted(ids.tolist())
+    pool.check()
+    assert pool.num_free == 4

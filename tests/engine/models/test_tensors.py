@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from engine.errors import ConfigError
 from engine.models import llama, tensors
 from engine.models.weights import init_params
 from engine.presets import PRESETS, preset
 
 TINY = preset("tiny-1m")
-MESH = tensors.single_device_mesh()
+MESH = tensors.device_mesh()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -83,16 +84,14 @@ def test_abstract_arrays_are_those_of_the_parameters():
     assert tensors.num_bytes(specs) == sum(p.nbytes for p in jax.tree.leaves(params)) == 2 * TINY.num_parameters
 
 
-def test_logical_axes_shard_over_tensor_where_they_divide():
+def test_logical_axes_shard_over_tensor():
     mesh = jax.sharding.AbstractMesh((2,), ("tensor",))
     spec = llama.definitions(TINY)["layers"][0]
     assert tensors.partition(spec["qkv"], mesh) == PartitionSpec(None, "tensor", None, None)
-    assert tensors.partition(spec["o"], mesh) == PartitionSpec("tensor", None, None, None)
+    assert tensors.partition(spec["o"], mesh) == PartitionSpec("tensor", None, None)
     assert tensors.partition(spec["gate_up"], mesh) == PartitionSpec(None, None, "tensor")
     assert tensors.partition(spec["down"], mesh) == PartitionSpec("tensor", None)
     assert tensors.partition(spec["norm1"], mesh) == PartitionSpec(None)
-    wide = jax.sharding.AbstractMesh((4,), ("tensor",))  # two kv heads on four devices: replicated
-    assert tensors.partition(spec["qkv"], wide) == PartitionSpec(None, None, None, None)
 
 
 def test_shardings_name_the_given_mesh():
@@ -100,3 +99,41 @@ def test_shardings_name_the_given_mesh():
     leaves = jax.tree.leaves(tensors.shardings(llama.definitions(TINY), mesh))
     assert leaves
     assert all(leaf.mesh == mesh for leaf in leaves)
+
+
+def test_kv_heads_repeat_when_devices_are_more():
+    """Two kv heads on four devices: each twice, with half of its query heads, and the same random values."""
+    cfg = TINY.replace(qkv_bias=True)
+    packed, spread = (llama.definitions(cfg, tensor)["layers"][0]["qkv"] for tensor in (1, 2 * cfg.num_kv_heads))
+    assert packed.spread is None
+    m, k, width, d = packed.shape
+    w = np.asarray(tensors.init(packed, MESH, 0))
+    got = np.asarray(tensors.init(spread, MESH, 0))
+    assert got.shape == spread.device_shape == (m, 2 * k, width // 2 + 1, d)
+    np.testing.assert_array_equal(got, spread.spread(w))
+    np.testing.assert_array_equal(got[:, :, :-2].reshape(m, -1, d), w[:, :, :-2].reshape(m, -1, d))
+    for copy in (0, 1):
+        np.testing.assert_array_equal(got[:, copy::2, -2:], w[:, :, -2:])
+
+
+@pytest.mark.parametrize(
+    "change, tensor, message",
+    [
+        ({"num_heads": 6, "num_kv_heads": 2}, 4, "tensor=4 does not divide tiny-1m's num_heads=6"),
+        ({"num_heads": 12, "num_kv_heads": 6}, 4, "neither divides tiny-1m's num_kv_heads=6 nor is a multiple of it"),
+        ({"ffn_size": 330}, 4, "does not divide tiny-1m's ffn_size=330"),
+        ({"vocab_size": 1001}, 2, "does not divide tiny-1m's vocab_size=1001"),
+    ],
+)
+def test_what_does_not_divide_is_refused(change, tensor, message):
+    with pytest.raises(ConfigError, match=message):
+        llama.definitions(TINY.replace(**change), tensor)
+
+
+def test_bytes_of_a_device():
+    """Everything is split over the devices but the norms; kv heads are copied beyond one per device."""
+    specs = [tensors.num_bytes(llama.definitions(TINY, n), n) for n in (1, TINY.num_kv_heads, TINY.num_heads)]
+    norms = 4 * TINY.hidden_size * (2 * TINY.num_layers + 1)
+    assert specs[1] == (specs[0] - norms) // TINY.num_kv_heads + norms
+    copies = 4 * TINY.num_layers * 2 * TINY.hidden_size * TINY.head_dim * (TINY.num_heads - TINY.num_kv_heads)
+    assert specs[2] == (specs[0] - norms + copies) // TINY.num_heads + norms

@@ -1,0 +1,26 @@
+"""`vllm_v1`: the scheduler of vLLM's V1 engine (`vllm/v1/core/sched/scheduler.py`, read at v0.16 and at main, 2026).
+
+There is no prefill phase and no decode phase: every request has tokens still to compute, and a step computes at most
+`max_num_batched_tokens` of them. Running requests come first, in order of admission: a decode takes one token, a
+partial prefill as many as the budget has left. Pages are mapped as chunks are scheduled. When one cannot get pages, the
+last running is preempted until it can, or is itself the last. Waiting requests follow with what is left of the budget,
+never in a step that preempted; one is admitted only if all tokens it has fit now (`scheduler_reserve_full_isl`, on by
+default since pull request 37307) above the watermark (vLLM's own default is none: `--watermark=0`).
+
+Where we differ: vLLM only recomputes, ours may swap; sequences on the host come back before anybody is admitted. Under
+`priority`, vLLM ends its pass when a request preempts itself; ours goes on with the rest.
+"""
+
+from __future__ import annotations
+
+from engine.scheduler.policy import register_policy
+from engine.scheduler.token_budget import TokenBudgetPolicy
+
+
+@register_policy("vllm_v1")
+class VllmV1(TokenBudgetPolicy):
+    """Running first, one token budget, pages by chunk."""
+
+    default_budget = 2048  # vLLM's SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS
+    decodes_first = False
+    whole_prompt = False
