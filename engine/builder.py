@@ -16,9 +16,8 @@ from engine.executor import distributed
 from engine.executor.jax_executor import JaxExecutor
 from engine.executor.memory_plan import MemoryPlan, make_memory_plan
 from engine.memory.host import HostTier
-from engine.memory.paged import PagedStore
-from engine.memory.pages import PagePool
-from engine.memory.parking import ParkingStore
+from engine.memory.store import KVStore
+from engine.memory.stores import make_store
 from engine.models import hf_config, llama, orbax_weights, tensors, weights
 from engine.presets import PRESETS
 from engine.tokenizer import Tokenizer, load_tokenizer
@@ -93,6 +92,8 @@ def assemble(
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
     if memory.context_note:
         logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
+    if memory.slots_note:
+        logging.warning("max_num_seqs is %d: %s", memory.num_slots, memory.slots_note)
     if config.precompile:
         engine.warmup()
     return engine
@@ -107,16 +108,22 @@ def _executor(
     spec: KVSpec,
     memory: MemoryPlan,
     clock: WallClock,
-) -> tuple[PagedStore, JaxExecutor]:
+) -> tuple[KVStore, JaxExecutor]:
     """The store, and the executor over what it maps."""
-    pool = PagePool(memory.num_pages, model.num_layers, memory.pages_per_chunk)
-    sizes = (pool, config.scheduler.max_num_seqs, spec.page_size, memory.max_context)
-    store = PagedStore(*sizes)
-    if config.cache.host_bytes:
-        host = HostTier(config.cache.host_bytes // spec.page_bytes)
-        store = ParkingStore(*sizes, host, config.cache.transient_pages)
-    arena_pages = pool.arena_pages + config.cache.transient_pages
-    return store, kind(model, params, config, mesh, spec, arena_pages, store.num_slots, store.table_width, clock)
+    cache = config.cache
+    store = make_store(
+        cache.store,
+        memory.num_pages,
+        model.num_layers,
+        memory.pages_per_chunk,
+        memory.num_slots,
+        spec.page_size,
+        memory.max_context,
+        HostTier(cache.host_bytes // spec.page_bytes) if cache.host_bytes else None,
+        cache.transient_pages,
+    )
+    arena_pages, shape = store.arena_pages + cache.transient_pages, (store.num_slots, store.table_width)
+    return store, kind(model, params, config, mesh, spec, arena_pages, *shape, clock, store.view)
 
 
 def _load(model: ModelConfig, source: Path | None, mesh: jax.sharding.Mesh, config: EngineConfig) -> Any:

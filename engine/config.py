@@ -17,6 +17,7 @@ from engine.errors import ConfigError
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
 ORDERS = ("fcfs", "sjf", "priority")
+STORES = ("paged", "native")
 ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
@@ -128,6 +129,7 @@ class CacheConfig:
     """KV memory. The device tier is sized by exactly one of `num_pages`, `device_bytes`, `device_fraction`; by none
     of them it takes what can be spared (on CPU at most 1 GiB, on GPU/TPU 0.9 of the device)."""
 
+    store: str = "paged"  # paged: pages as tokens come | native: the whole context at once, contiguous
     page_size: int = 16  # S: tokens of one layer in a page
     pages_per_chunk: int | None = None  # None: about 2 MiB on GPU/TPU, one page on CPU
     num_pages: int | None = None  # usable pages over all layers, the reserved ones not counted
@@ -143,7 +145,9 @@ class CacheConfig:
             f"page_size must be a power of two, got {self.page_size}",
         )
         _require(self.page_size <= 1024, f"page_size must be <= 1024 tokens, got {self.page_size}")
+        _require(self.store in STORES, f"store {self.store!r}; known: {', '.join(STORES)}")
         c = self.pages_per_chunk
+        _require(c is None or self.store == "paged", f"pages_per_chunk={c} is for store=paged: a run has no chunks")
         _require(c is None or 1 <= c <= 4096, f"pages_per_chunk must be in [1, 4096], got {c}")
         sizes = [n for n in ("num_pages", "device_bytes", "device_fraction") if getattr(self, n) is not None]
         _require(len(sizes) <= 1, f"the device tier is sized twice, by {' and by '.join(sizes)}; give one of them")
@@ -157,6 +161,7 @@ class CacheConfig:
         _require(self.host_bytes >= 0, f"host_bytes must be >= 0, got {self.host_bytes}")
         _require(self.transient_pages >= 0, f"transient_pages must be >= 0, got {self.transient_pages}")
         _require(not self.transient_pages or self.host_bytes > 0, "transient_pages need a host tier: set host_bytes")
+        _require(not self.transient_pages or self.store == "paged", "transient_pages are for store=paged")
         _require(self.staging_bytes > 0, f"staging_bytes must be > 0, got {self.staging_bytes}")
 
 

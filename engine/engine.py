@@ -351,6 +351,7 @@ class Engine:
                 seconds_out=sum(c.end - c.start for c in out),
                 seconds_in=sum(c.end - c.start for c in back),
                 host_bytes=self.store.num_host_pages * self.memory.page_bytes,
+                mapped_pages=self.store.num_mapped_pages,
                 copies=copies,
             )
         )

@@ -81,4 +81,5 @@ class StepRecord:
     seconds_out: float = 0.0  # that the link was busy with bytes_out
     seconds_in: float = 0.0
     host_bytes: int = 0  # held by the host tier after the step
+    mapped_pages: int = 0  # for tokens; neither free nor mapped: reserved and empty
     copies: tuple[Copy, ...] = ()  # behind bytes and seconds, one by one

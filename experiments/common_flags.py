@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, ORDERS, PREEMPTIONS, EngineConfig, from_dict
+from engine.config import DTYPES, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
 from engine.errors import ConfigError, FolioError
 from engine.scheduler.policy import find_policy
 
@@ -108,6 +108,12 @@ MAX_NUM_BATCHED_TOKENS = flags.DEFINE_integer(
 )
 WATERMARK = flags.DEFINE_float("watermark", DEFAULTS.scheduler.watermark, "Share of pages kept free at admission.")
 
+STORE = flags.DEFINE_enum(
+    "store",
+    DEFAULTS.cache.store,
+    STORES,
+    "How KV is kept: in pages as tokens come, or one contiguous run per sequence.",
+)
 PAGE_SIZE = flags.DEFINE_integer("page_size", DEFAULTS.cache.page_size, "Tokens of one layer in a page.")
 PAGES_PER_CHUNK = flags.DEFINE_integer(
     "pages_per_chunk", None, "Pages in a chunk. Default: about 2 MiB on GPU and TPU, one page on CPU."
@@ -175,7 +181,9 @@ DEBUG_CHECKS = flags.DEFINE_bool(
 
 # By part of EngineConfig; a flag is named as its field.
 ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
-    "cache": (PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES),
+    "cache": (
+        STORE, PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES,
+    ),
     "scheduler": (POLICY, ORDER, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
     "": (
         MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
@@ -185,8 +193,8 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
 # What --help shows, besides the program's own; --helpfull shows all.
 KEY_FLAGS = (
-    MODEL, OUT, CONFIG, POLICY, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS,
-    SEED,
+    MODEL, OUT, CONFIG, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
+    MAX_NUM_BATCHED_TOKENS, SEED,
 )  # fmt: skip
 
 

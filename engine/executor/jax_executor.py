@@ -58,6 +58,7 @@ class JaxExecutor:
         num_slots: int,
         table_width: int,
         clock: WallClock,
+        view: str,
     ):
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
         self._last_end = clock.now()  # of the step collected last
@@ -77,7 +78,7 @@ class JaxExecutor:
         self._windows = [self._put(np.int32(NO_WINDOW if w is None else w)) for w in windows]
         self.packer = Packer(num_slots, config.query_tile, config.max_tiles, config.deterministic)
         self.programs = Programs(
-            model, mesh, config.attention_backend, config.deterministic, capture=config.capture_logits
+            model, mesh, config.attention_backend, config.deterministic, config.capture_logits, view
         )
 
     def _put(self, array: Any) -> jax.Array:
@@ -128,8 +129,9 @@ class JaxExecutor:
         return deque(back)
 
     def _parked(self, batch: SubBatch, stream: Stream | None) -> jax.Array | None:
-        """Where a sub-batch's rows and tiles find their parked pages, int32 [rows + tiles, 3]; None: no host tier."""
-        if self.transfers is None:
+        """Where a sub-batch's rows and tiles find their parked pages, int32 [rows + tiles, 3]; None: nothing is ever
+        parked."""
+        if not self.config.cache.transient_pages:
             return None
         if stream is None:
             return self._nothing_parked(batch.bucket)

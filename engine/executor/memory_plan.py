@@ -30,6 +30,8 @@ class MemoryPlan:
     page_tables: int
     activation_peak: int  # estimate
     num_devices: int = 1
+    num_slots: int = 0  # sequences that hold device KV at once
+    slots_note: str = ""  # why they are fewer than asked for; "" if they are not
     transient_buffers: int = 0  # that parked layers are streamed through
     staging: int = 0  # blocks on their way to and from the host
     host_cap: int = 0  # of the host tier, all devices together
@@ -47,8 +49,9 @@ class MemoryPlan:
         ]
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
+        slots = [f"at most {self.num_slots:,} sequences ({self.slots_note})"] if self.slots_note else []
         devices = [f"on each of {self.num_devices} devices"] if self.num_devices > 1 else []
-        return "\n".join([*devices, *lines, context])
+        return "\n".join([*devices, *lines, context, *slots])
 
 
 def make_memory_plan(
@@ -65,7 +68,8 @@ def make_memory_plan(
     """
     cache, size, layers = config.cache, config.cache.page_size, model.num_layers
     on_cpu = device.platform == "cpu"
-    chunk = cache.pages_per_chunk or (1 if on_cpu else max(1, CHUNK_BYTES // page_bytes))
+    native = cache.store == "native"  # a sequence's run is owned as a whole, there are no chunks
+    chunk = cache.pages_per_chunk or (1 if on_cpu or native else max(1, CHUNK_BYTES // page_bytes))
     wanted = min(config.max_context or model.max_context, model.max_context)
     if config.max_context and config.max_context > model.max_context:
         raise ConfigError(f"max_context={config.max_context} is more than the model's {model.max_context}")
@@ -82,33 +86,12 @@ def make_memory_plan(
     else:
         spare = _spare_bytes(device, config.tensor, cache.device_fraction, others, weights)
         pages = spare // page_bytes - chunk
-    per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
-    if per_layer < 1:
-        raise ConfigError(
-            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers (chunks of {chunk} pages) "
-            f"takes {layers * chunk}: raise num_pages, device_bytes or device_fraction"
-        )
-    context, note = wanted, ""
-    if per_layer * size < wanted:
-        if config.max_context:
-            raise ConfigError(
-                f"max_context={wanted} takes {cdiv(wanted, size) * layers} pages, the KV pool has {pages}: lower "
-                f"max_context to {per_layer * size} or enlarge the pool"
-            )
-        context, note = per_layer * size, f"the model's {wanted:,} capped by the KV pool"
-    pages = pages // chunk * chunk
+    context, note = _context(config, wanted, pages, chunk, layers)
+    slots, slots_note, pages = config.scheduler.max_num_seqs, "", pages // chunk * chunk
+    if native:
+        slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
     arena = (pages + chunk) * page_bytes
-    room = _available_host_bytes() // config.tensor if on_cpu else _limit(device) or arena
-    if arena > room:
-        raise ConfigError(
-            f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
-            f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
-        )
-    if cache.host_bytes > (left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)):
-        raise ConfigError(
-            f"a host tier of {cache.host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
-            "left: lower host_bytes"
-        )
+    _check_room(arena, config, device)
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
@@ -118,13 +101,57 @@ def make_memory_plan(
         max_batched_tokens=token_budget(config.scheduler, context),
         weights=weights,
         arena=arena,
-        page_tables=layers * config.scheduler.max_num_seqs * cdiv(context, size) * 4,
+        page_tables=layers * slots * (1 if native else cdiv(context, size)) * 4,
         activation_peak=activations,
         num_devices=config.tensor,
+        num_slots=slots,
+        slots_note=slots_note,
         transient_buffers=transient,
         staging=staging,
         host_cap=cache.host_bytes,
     )
+
+
+def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
+    """Raises ConfigError when the device has no room for the arena, or the host none for its tier."""
+    on_cpu, host_bytes = device.platform == "cpu", config.cache.host_bytes
+    room = _available_host_bytes() // config.tensor if on_cpu else _limit(device) or arena
+    if arena > room:
+        raise ConfigError(
+            f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
+            f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
+        )
+    if host_bytes > (left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)):
+        raise ConfigError(
+            f"a host tier of {host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
+            "left: lower host_bytes"
+        )
+
+
+def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int) -> tuple[int, str]:
+    """Tokens of the longest sequence that a pool of `pages` holds, and why they are less than the model's."""
+    size = config.cache.page_size
+    per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
+    if per_layer < 1:
+        raise ConfigError(
+            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers (chunks of {chunk} pages) "
+            f"takes {layers * chunk}: raise num_pages, device_bytes or device_fraction"
+        )
+    if per_layer * size < wanted:
+        if config.max_context:
+            raise ConfigError(
+                f"max_context={wanted} takes {cdiv(wanted, size) * layers} pages, the KV pool has {pages}: lower "
+                f"max_context to {per_layer * size} or enlarge the pool"
+            )
+        return per_layer * size, f"the model's {wanted:,} capped by the KV pool"
+    return wanted, ""
+
+
+def _whole_runs(slots: int, run: int, pages: int, context: int) -> tuple[int, str, int]:
+    """Sequences that can reserve `run` pages each, why they are fewer than `slots`, and the pages they take."""
+    fitting = min(slots, pages // run)
+    note = f"{slots} asked for; each reserves {context:,} tokens: lower max_context or enlarge the KV pool"
+    return fitting, note if fitting < slots else "", fitting * run
 
 
 def activation_bytes(model: ModelConfig, config: EngineConfig, batched_tokens: int) -> int:

@@ -20,7 +20,16 @@ from engine.config import ModelConfig
 from engine.executor.packing import FROM_DEVICE, Bucket
 from engine.executor.sampling import log_probabilities, most_likely, sample
 from engine.models import llama
-from pallas_kernels import ATTENTION_KERNELS, KVArena, PagedView, decode_attention, prefill_attention, write_kv
+from pallas_kernels import (
+    ATTENTION_KERNELS,
+    KVArena,
+    KVView,
+    PagedView,
+    RunView,
+    decode_attention,
+    prefill_attention,
+    write_kv,
+)
 
 NO_PAGE = -1  # write_kv skips the token
 ARENA = P(None, None, "tensor")  # pages [P, S, K, D] over kv heads
@@ -30,12 +39,21 @@ HEAD_BUCKET = 64  # LM-head rows in deterministic mode: one class of float32 mat
 class Programs:
     """Jitted programs of one engine, made once per bucket and kept. Compilation happens at the first call."""
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, backend: str | None, deterministic: bool, capture: bool):
-        """Raises ConfigError for a backend that cannot be compiled; an explicit choice is never replaced."""
+    def __init__(
+        self,
+        model: ModelConfig,
+        mesh: Mesh,
+        backend: str | None,
+        deterministic: bool,
+        capture: bool,
+        view: str = "paged",
+    ):
+        """`view`: see `KVStore`. Raises ConfigError for a backend that cannot be compiled; an explicit choice is never
+        replaced."""
         for kernel in ATTENTION_KERNELS:
             kernel.check(backend)
         self.model, self.mesh, self.backend = model, mesh, backend
-        self.deterministic, self.capture = deterministic, capture
+        self.deterministic, self.capture, self.view = deterministic, capture, view
         # Activations and tokens are whole on every device; the arena stays sharded over kv heads.
         whole, heads = NamedSharding(mesh, P()), NamedSharding(mesh, ARENA)
         per_shape = lambda f, **kw: lru_cache(None)(lambda *static: jax.jit(partial(f, *static), **kw))  # noqa: E731
@@ -67,7 +85,7 @@ class Programs:
         packed: jax.Array,
         index: jax.Array,  # int32 scalar: which layer
         window: jax.Array,  # int32 scalar
-        parked: jax.Array | None = None,  # int32 [rows + tiles, 3]: what of each is streamed; None: no host tier
+        parked: jax.Array | None = None,  # int32 [rows + tiles, 3]: what of each is streamed; None: nothing ever is
     ) -> tuple[KVArena, jax.Array]:
         """One layer of a sub-batch -> (kv, x)."""
         local = partial(self._attend, bucket)
@@ -98,8 +116,8 @@ class Programs:
         b = bucket.unpack(packed)
         size, n = kv.spec.page_size, bucket.rows
         streamed = (None, None) if parked is None else (parked[:n], parked[n:])
-        rows = PagedView(table, index, b["row_slot"], streamed[0])
-        tiles = PagedView(table, index, b["tile_slot"], streamed[1])
+        view = partial(self._view, table, index)
+        rows, tiles = view(b["row_slot"], streamed[0]), view(b["tile_slot"], streamed[1])
         with jax.named_scope("write_kv"):
             within = jnp.arange(bucket.tile)
             positions = (b["tile_start"][:, None] + within).reshape(-1)
@@ -108,7 +126,7 @@ class Programs:
             positions = jnp.concatenate([b["row_position"], positions])
             valid = jnp.concatenate([b["row_position"] >= 0, valid])
             safe = jnp.where(valid, positions, 0)
-            page = jnp.where(valid, table[index, slots, safe // size], NO_PAGE)
+            page = jnp.where(valid, view(slots).page_ids(safe // size, 1)[:, 0], NO_PAGE)
             kv = write_kv(kv, k, v, page, safe % size)
         scale = self.model.head_dim**-0.5
         options = {"sm_scale": scale, "window": window, "backend": self.backend}
@@ -122,6 +140,13 @@ class Programs:
                 o = prefill_attention(tiled, kv, tiles, b["tile_start"], b["tile_length"], **options)
                 outs.append(cast(jax.Array, o).reshape(-1, *q.shape[1:]))
         return jnp.concatenate(outs) if len(outs) > 1 else outs[0], kv
+
+    def _view(self, table: jax.Array, layer: jax.Array, slots: jax.Array, parked: jax.Array | None = None) -> KVView:
+        """The pages of `slots` int32 [R] in a layer. With runs the table holds the first page of each, and nothing is
+        parked."""
+        if self.view == "run":
+            return RunView(table[layer, slots, 0])
+        return PagedView(table, layer, slots, parked)
 
     def _tail(
         self,

@@ -15,8 +15,9 @@ import numpy as np
 from engine.errors import OutOfPages
 from engine.memory.host import HostTier, Owner
 from engine.memory.moves import Copy, Move, Stream
-from engine.memory.paged import NOT_WANTED, PagedStore
+from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
+from engine.memory.slots import NOT_WANTED
 
 
 class ParkingStore(PagedStore):

@@ -1,7 +1,7 @@
 """The store protocol: how sequences' tokens are mapped to pages of the device tier.
 
 A store gives slots (rows of the page table) and maps pages under them. Policies talk to this protocol only, so they run
-unchanged over `paged` (here), `native`, `extent` and `vmm`. One test suite covers all of them. No JAX here.
+unchanged over `paged`, `native`, and later `extent` and `vmm`. One test suite covers all of them. No JAX here.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ class KVStore(Protocol):
     view: str  # which KVView kernels get: "paged" | "run"
     num_slots: int
     num_pages: int  # usable, over all layers
+    arena_pages: int  # P: with the reserved ones
+    table_width: int  # N: page-table entries of one sequence and layer on the device
     max_tokens: int  # of one sequence
 
     @property
     def num_free_pages(self) -> int:
-        """Pages no sequence maps, over all layers."""
+        """Pages that no sequence has taken, over all layers."""
+        ...
+
+    @property
+    def num_mapped_pages(self) -> int:
+        """Pages for the tokens that sequences have. What is neither mapped nor free is reserved and empty: internal
+        fragmentation."""
         ...
 
     @property
@@ -37,7 +45,7 @@ class KVStore(Protocol):
         ...
 
     def fits(self, num_tokens: int, reserve: int = 0) -> bool:
-        """Whether a new sequence of this length fits now, with `reserve` pages left over."""
+        """Whether a new sequence of this length fits now, with `reserve` pages left for the others to grow."""
         ...
 
     def open(self, num_tokens: int) -> int:
@@ -107,11 +115,12 @@ class KVStore(Protocol):
         ...
 
     def take_deltas(self) -> np.ndarray:
-        """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
+        """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page. For the run view
+        the one entry of a sequence and layer is the first page of its run."""
         ...
 
     def unmapped_pages(self) -> np.ndarray:
-        """Pages of the arena that no sequence maps and that are not reserved, bool [P]."""
+        """Pages of the arena that no sequence maps, the zero page and its chunk aside, bool [P]."""
         ...
 
     def check(self) -> None:

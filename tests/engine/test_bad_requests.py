@@ -81,6 +81,9 @@ def test_abort_in_every_phase():
     [
         (lambda: CacheConfig(page_size=24), "page_size must be a power of two, got 24"),
         (lambda: CacheConfig(num_pages=1, device_bytes=1), "sized twice, by num_pages and by device_bytes"),
+        (lambda: CacheConfig(store="radix"), "store 'radix'; known: paged, native"),
+        (lambda: CacheConfig(store="native", pages_per_chunk=4), "pages_per_chunk=4 is for store=paged"),
+        (lambda: CacheConfig(store="native", host_bytes=1, transient_pages=4), "transient_pages are for store=paged"),
         (lambda: CacheConfig(device_fraction=1.5), r"device_fraction must be in \(0, 1\], got 1.5"),
         (lambda: SchedulerConfig(max_num_seqs=0), "max_num_seqs must be in"),
         (lambda: SchedulerConfig(watermark=1.0), "watermark must be in"),
@@ -107,7 +110,7 @@ def test_abort_in_every_phase():
         (lambda: Engine.from_pretrained("llama-9b"), "neither a directory nor a preset; presets: base-124m"),
         (
             lambda: from_dict(EngineConfig, {"cache": {"pages": 3}}),
-            "config.cache: unknown field pages; known: page_size",
+            "config.cache: unknown field pages; known: store, page_size",
         ),
     ],
 )

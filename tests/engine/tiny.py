@@ -34,6 +34,7 @@ def tiny_engine(
     host_pages: int = 0,
     transient_pages: int = 0,
     preemption: str = "recompute",
+    store: str = "paged",
     **options,
 ) -> Engine:
     """A real engine on CPU, pages counted per layer, with NaN poison, debug checks and captured logits."""
@@ -41,9 +42,10 @@ def tiny_engine(
     page_bytes = KVSpec(page_size, model.num_kv_heads, model.head_dim, model.dtype).page_bytes
     config = EngineConfig(
         cache=CacheConfig(
+            store=store,
             page_size=page_size,
             num_pages=num_pages * model.num_layers,
-            pages_per_chunk=chunk,
+            pages_per_chunk=chunk if store == "paged" else None,
             host_bytes=host_pages * model.num_layers * page_bytes,
             transient_pages=transient_pages,
         ),

@@ -50,12 +50,12 @@ def test_flags_reach_the_configuration(parsed):
     parsed(
         "--policy=vllm_v1", "--page_size=32", "--device_bytes=1.5GiB", "--max_num_seqs=7", "--max_context=99",
         "--max_num_batched_tokens=512", "--dtype=bfloat16", "--seed=3", "--deterministic", "--watermark=0.2",
-        "--attention_backend=reference", "--compilation_cache_dir=", "--pages_per_chunk=4", "--precompile",
+        "--attention_backend=reference", "--compilation_cache_dir=", "--store=native", "--precompile",
     )  # fmt: skip
     config = common_flags.engine_config_from_flags()
     assert config.scheduler.policy == "vllm_v1" and config.scheduler.max_num_seqs == 7
     assert config.scheduler.max_num_batched_tokens == 512 and config.scheduler.watermark == 0.2
-    assert config.cache.page_size == 32 and config.cache.device_bytes == 3 << 29 and config.cache.pages_per_chunk == 4
+    assert config.cache.page_size == 32 and config.cache.device_bytes == 3 << 29 and config.cache.store == "native"
     assert (config.max_context, config.dtype, config.seed) == (99, "bfloat16", 3)
     assert config.deterministic and config.precompile and config.compilation_cache_dir is None
     assert config.attention_backend == "reference"

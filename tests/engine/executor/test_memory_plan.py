@@ -68,12 +68,34 @@ def test_the_default_on_cpu_is_at_most_one_gib():
     assert 0 < p.arena <= CPU_ARENA_BYTES + PAGE and (p.max_context, p.context_note) == (2048, "")
 
 
+def test_the_native_store_takes_whole_reservations():
+    """100 pages, contexts of 250 tokens: 16 pages in each of 2 layers, so three sequences and 4 pages less."""
+    p = plan(CacheConfig(store="native", num_pages=100), max_context=250)
+    assert (p.num_slots, p.num_pages, p.arena, p.page_tables) == (3, 96, 97 * PAGE, 2 * 3 * 4)
+    assert "at most 3 sequences (4 asked for; each reserves 250 tokens" in p.table()
+    p = plan(CacheConfig(store="native", num_pages=1000), max_context=250)
+    assert (p.num_slots, p.num_pages) == (4, 128) and "asked for" not in p.table()
+
+
+def test_the_native_store_shortens_the_models_context_like_any_other():
+    """One sequence at a time then, and both are said; on a GPU too there are no chunks."""
+    p = plan(CacheConfig(store="native", num_pages=100), Device())
+    assert (p.num_slots, p.max_context, p.num_pages, p.pages_per_chunk) == (1, 800, 100, 1)
+    assert "2,048 capped" in p.table() and "each reserves 800 tokens" in p.table()
+
+
 @pytest.mark.parametrize(
     "cache, options, device, message",
     [
         (CacheConfig(num_pages=1), {}, None, "the KV pool has 1 pages; .* takes 2: raise num_pages"),
         (CacheConfig(num_pages=6, pages_per_chunk=4), {}, None, r"\(chunks of 4 pages\) takes 8"),
         (CacheConfig(num_pages=100), {"max_context": 1000}, None, "takes 126 pages, the KV pool has 100: lower .* 800"),
+        (
+            CacheConfig(store="native", num_pages=100),
+            {"max_context": 1000},
+            None,
+            "takes 126 pages, the KV pool has 100",
+        ),
         (CacheConfig(), {"max_context": 4096}, None, "max_context=4096 is more than the model's 2048"),
         (CacheConfig(), {}, Device(limit=None), "does not report its memory: give num_pages or device_bytes"),
         (CacheConfig(), {}, Device(limit=1 << 20), "too large"),
