@@ -12,7 +12,7 @@ import numpy as np
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
-from engine.memory.moves import Copy
+from engine.memory.moves import Copy, Move
 from engine.metrics import RequestMetrics, StepRecord
 from engine.output_text import OutputText
 from engine.outputs import RequestOutput
@@ -43,12 +43,17 @@ class Executor(Protocol):
         """Waits for a step's results."""
         ...
 
-    def abandon(self) -> tuple[Copy, ...]:
-        """After a failed `submit`: forgets what it began. Returns copies that have ended, or will never start."""
+    def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
+        """A step with these moves failed before or in `submit`: forgets what it began. Returns the copies that have
+        ended, and as failed the moves that were not started."""
         ...
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Waits until a copy in flight has ended."""
+        ...
+
+    def drop(self, blocks: tuple[int, ...]) -> None:
+        """Lets go of host blocks that nobody will ask for."""
         ...
 
     def poison(self, mask: np.ndarray) -> None:
@@ -265,21 +270,21 @@ class Engine:
         plan = self.policy.plan(self.clock.now())
         if plan.empty:
             return False
-        if unmapped is not None:
-            unmapped[plan.deltas[:, 3]] = True
-            for move in plan.moves:
-                unmapped[move.pages] &= not move.out  # still to be read
-            self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
         rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
         for request, _ in rows:
             request.in_flight += 1
-        if self.config.debug_checks:
-            self.state.check()
         prefilled = self.state.owners([p.slot for p in plan.prefills])
         try:
+            if self.config.debug_checks:
+                self.state.check()
+            if unmapped is not None:
+                unmapped[plan.deltas[:, 3]] = True
+                for move in plan.moves:
+                    unmapped[move.pages] &= not move.out  # still to be read
+                self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
             ticket = self.executor.submit(plan)
         except BaseException:
-            self._account_copies(self.executor.abandon())
+            self._account_copies(self.executor.abandon(plan.all_moves))
             raise
         self._in_flight.append(InFlight(plan, ticket, rows, prefilled))
         return True
@@ -291,6 +296,12 @@ class Engine:
             for request_id in self.store.copied(copy):
                 if request_id in self._live:
                     self.state.lose(self._live[request_id])
+        self._drop_blocks()
+
+    def _drop_blocks(self) -> None:
+        blocks = self.store.take_freed_blocks()
+        if blocks:
+            self.executor.drop(blocks)
 
     def _account(self, step: InFlight) -> list[RequestOutput]:
         """Waits for a step; phases, metrics and frees follow. A row whose request has ended meanwhile is dropped."""
@@ -352,6 +363,7 @@ class Engine:
     def _finish(self, request: Request, reason: str, now: float) -> None:
         """Ends a request, whatever its phase, and frees what it holds."""
         self.state.drop(request)
+        self._drop_blocks()
         request.phase, request.finish_reason, request.finished = Phase.FINISHED, reason, now
         del self._live[request.id]
 

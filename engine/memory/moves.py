@@ -15,6 +15,7 @@ class Move:
     block: int  # id of the host block
     layer: int
     pages: np.ndarray  # int32 [n] on the device: page i of the block comes from it, or goes there; -1 = not wanted
+    transient: bool = False  # pages count from the first transient page
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +37,4 @@ class Stream:
 
     layer: int
     rows: np.ndarray  # int32 [n, 4]: slot, a, b, transient start: pages [a, b) of the slot lie there, one after another
-    fetches: tuple[Move, ...]  # their pages count from the first transient page
+    fetches: tuple[Move, ...]  # transient

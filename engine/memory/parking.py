@@ -120,7 +120,7 @@ class ParkingStore(PagedStore):
                     owners.setdefault(e.block, []).append(owner)
         for block in wanted:
             self.tier.begin_fetch(block, owners[block])
-        return tuple(Move(False, block, layer, pages) for block, pages in wanted.items())
+        return tuple(Move(False, block, layer, pages, transient=True) for block, pages in wanted.items())
 
     def _covered(self, owner: Owner, layer: int) -> int:
         """Pages of a layer that are on the host or on their way: [0, n)."""

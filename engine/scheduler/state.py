@@ -178,7 +178,6 @@ class SchedulerState:
             deltas=self.store.take_deltas(),
             streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
             moves=self.store.take_moves(),
-            freed_blocks=self.store.take_freed_blocks(),
             sampling=self._sampling(rows, index),
             forced=self._forced(rows, index),
             num_preempted=num_preempted,
