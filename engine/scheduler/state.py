@@ -47,13 +47,15 @@ class SchedulerState:
         self._preempted = 0  # since the last plan
 
     def admit(self, request: Request, num_tokens: int | None = None) -> int:
-        """Gives the request a slot, and pages for `num_tokens` of its tokens (None: all it has). Returns the slot.
+        """Takes a request out of the queue and gives it a slot, and pages for `num_tokens` of its tokens (None: all it
+        has). Returns the slot.
 
         Raises:
-          OutOfPages: test `store.fits` first.
+          OutOfPages: it stays in the queue; test `store.fits` first.
         """
         assert request.in_flight == 0, "a policy may not admit what it preempted in the same plan"
         slot = self.store.open(request.num_tokens if num_tokens is None else num_tokens)
+        self.waiting.remove(request)
         self._seat(request, slot, cached=0, prefill_length=request.num_tokens)
         return slot
 
@@ -69,7 +71,8 @@ class SchedulerState:
         # All but the newest token cached: it decodes. Less: the rest is prefilled.
         decodes = request.cached == request.num_tokens - 1
         self._seat(request, slot, request.cached, request.cached if decodes else request.num_tokens)
-        self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
+        if decodes:
+            self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
         return slot
 
     def _seat(self, request: Request, slot: int, cached: int, prefill_length: int) -> None:
@@ -77,7 +80,7 @@ class SchedulerState:
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
         self.cached[slot], self.prefill_length[slot] = cached, prefill_length
-        self.length[slot] = request.num_tokens
+        self.length[slot], self._input[slot] = request.num_tokens, FROM_DEVICE
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)

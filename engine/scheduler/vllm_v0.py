@@ -50,7 +50,7 @@ class VllmV0:
                 break
             if not state.store.fits(head.num_tokens, 0 if alone else self.watermark_pages):
                 break
-            prefills.append(state.prefill(state.admit(state.waiting.popleft())))
+            prefills.append(state.prefill(state.admit(head)))
             budget -= head.num_tokens
         return prefills
 
