@@ -170,10 +170,8 @@ class SchedulerState:
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
         index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
         self.length[rows] += 1
-        self.step += 1
-        num_preempted, self._preempted = self._preempted, 0
-        return Plan(
-            step=self.step,
+        plan = Plan(
+            step=self.step + 1,
             decode_slots=decode,
             decode_tokens=tokens,
             decode_positions=positions,
@@ -183,8 +181,11 @@ class SchedulerState:
             moves=self.store.take_moves(),
             sampling=self._sampling(rows, index),
             forced=self._forced(rows, index),
-            num_preempted=num_preempted,
+            num_preempted=self._preempted,
         )
+        if not plan.empty:  # an empty one is never submitted
+            self.step, self._preempted = plan.step, 0
+        return plan
 
     def _sampling(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
         rows = self.sampling.take(slots)  # a copy; a tenth of the time of [slots]
