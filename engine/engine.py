@@ -252,9 +252,11 @@ class Engine:
             self._inboxes.get(output.request_id, self._unclaimed).append(output)
 
     def _recover(self) -> None:
-        """Forgets the steps in flight and puts every running sequence back in the queue, oldest first."""
+        """Forgets the steps in flight and puts every running sequence back in the queue, oldest first. What was swapped
+        out stays there: a copy lands only if the steps before it have run."""
         for request in self._live.values():
             request.in_flight = 0
+            request.cached = min(request.cached, request.num_tokens - 1)  # a token in flight is sampled again
         self._in_flight.clear()
         for slot in self.state.running[::-1].tolist():
             request = self.state.requests[slot]
