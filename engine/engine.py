@@ -219,8 +219,8 @@ class Engine:
         return True
 
     def has_work(self) -> bool:
-        """True while a request waits or runs, or an output has not been handed out."""
-        return bool(self._live) or bool(self._unclaimed)
+        """True while a request waits or runs, a step or a copy is in flight, or an output has not been handed out."""
+        return bool(self._live or self._unclaimed or self._in_flight or self.store.copies_in_flight)
 
     def unfinished(self) -> dict[str, RequestMetrics]:
         """The metrics so far of every request that waits or runs, by id."""
@@ -242,14 +242,13 @@ class Engine:
                 pass
             if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
                 self._account_copies(self.executor.wait_for_copies())
-            outputs = self._account(self._in_flight.popleft()) if self._in_flight else []
+            if self._in_flight:
+                self._account(self._in_flight.popleft())
             while self._in_flight and not self._live:  # only late rows are left
                 self._account(self._in_flight.popleft())
         except BaseException:
             self._recover()
             raise
-        for output in outputs:
-            self._inboxes.get(output.request_id, self._unclaimed).append(output)
 
     def _recover(self) -> None:
         """Forgets the steps in flight and puts every running sequence back in the queue, oldest first. What was swapped
@@ -305,14 +304,15 @@ class Engine:
         if blocks:
             self.executor.drop(blocks)
 
-    def _account(self, step: InFlight) -> list[RequestOutput]:
-        """Waits for a step; phases, metrics and frees follow. A row whose request has ended meanwhile is dropped."""
+    def _account(self, step: InFlight) -> None:
+        """Waits for a step; phases, metrics and frees follow, and each output goes to whoever waits for it. A row whose
+        request has ended meanwhile is dropped."""
         result = self.executor.collect(step.ticket)
         self._account_copies(result.copies)
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
-        outputs, num_finished = [], 0
+        num_outputs = num_finished = 0
         for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
             if request.lost > lost:  # computed from KV that never arrived
                 continue
@@ -329,11 +329,12 @@ class Engine:
             if reason:
                 self._finish(request, reason, result.end)
                 num_finished += 1
-            outputs.append(RequestOutput(request, 1, bool(reason), self.tokenizer))
+            output = RequestOutput(request, 1, bool(reason), self.tokenizer)
+            self._inboxes.get(request.id, self._unclaimed).append(output)
+            num_outputs += 1
         if self.config.debug_checks:
             self.state.check()
-        self._log(step, result, num_finished, len(step.rows) - len(outputs))
-        return outputs
+        self._log(step, result, num_finished, len(step.rows) - num_outputs)
 
     def _log(self, step: InFlight, result: StepResult, num_finished: int, num_late: int) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
