@@ -40,7 +40,7 @@ class Executor(Protocol):
         ...
 
     def collect(self, ticket: Any) -> StepResult:
-        """Waits for a step's results."""
+        """Waits for a step's results. A copy in that failed is reported with its step at the latest."""
         ...
 
     def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:

@@ -78,17 +78,19 @@ class Lane:
 
     def _watch(self) -> None:
         while True:
-            transfer = self._work.get()
-            transfer.start = max(transfer.submitted, self._free)
-            try:
-                jax.block_until_ready(transfer.arrays)
-            except Exception as error:  # the copy's own failure: reported with it
-                logging.warning("a copy of %d bytes failed: %s", transfer.num_bytes, error)
-                transfer.ok = False
-            due = transfer.start + transfer.num_bytes * self.seconds_per_byte
-            time.sleep(max(0.0, due - self.clock.now()))
-            transfer.end = self._free = self.clock.now()
-            transfer.done.set()
+            self._wait_for(self._work.get())  # an idle lane holds no copy's memory
+
+    def _wait_for(self, transfer: Transfer) -> None:
+        transfer.start = max(transfer.submitted, self._free)
+        try:
+            jax.block_until_ready(transfer.arrays)
+        except Exception as error:  # the copy's own failure: reported with it
+            logging.warning("a copy of %d bytes failed: %s", transfer.num_bytes, error)
+            transfer.ok = False
+        due = transfer.start + transfer.num_bytes * self.seconds_per_byte
+        time.sleep(max(0.0, due - self.clock.now()))
+        transfer.end = self._free = self.clock.now()
+        transfer.done.set()
 
     def make_room(self, num_bytes: int, limit: int) -> None:
         """Waits until `num_bytes` more fit the staging memory; a copy larger than all of it runs alone."""
@@ -160,9 +162,11 @@ class Transfers:
 
     def land(self, kv: KVArena, transfer: Transfer, first: int = 0) -> KVArena:
         """Scatters a fetched block into the arena (donated), its pages counted from `first`, once the paced link has
-        brought it."""
+        brought it, and if it has: a block that did not arrive would take the whole arena with it."""
         if self._in.seconds_per_byte:
             transfer.done.wait()
+        if not transfer.ok:
+            return kv
         pages = transfer.move.pages
         pages = np.where(pages < 0, pages, pages + first)
         for ids, block in zip(pieces(pages), transfer.arrays, strict=True):
