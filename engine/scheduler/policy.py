@@ -35,14 +35,20 @@ def register_policy(name: str) -> Callable[[PolicyFactory], PolicyFactory]:
     return add
 
 
+def names() -> list[str]:
+    """Registered policies."""
+    from engine.scheduler import vllm_v0  # noqa: F401  (registers itself)
+
+    return sorted(_POLICIES)
+
+
 def make_policy(config: SchedulerConfig, state: SchedulerState, max_batched_tokens: int) -> Policy:
     """Builds the configured policy.
 
     Raises:
       ConfigError: an unknown name; lists the known ones.
     """
-    from engine.scheduler import vllm_v0  # noqa: F401  (registers itself)
-
-    if config.policy not in _POLICIES:
-        raise ConfigError(f"policy {config.policy!r} is unknown; known: {', '.join(sorted(_POLICIES))}")
+    known = names()
+    if config.policy not in known:
+        raise ConfigError(f"policy {config.policy!r} is unknown; known: {', '.join(known)}")
     return _POLICIES[config.policy](config, state, max_batched_tokens)
