@@ -55,6 +55,11 @@ class Transfer:
     start: float = 0.0
     end: float = 0.0
 
+    def copy(self) -> Copy:
+        """The copy, once it has ended."""
+        m = self.move
+        return Copy(m.out, m.block, m.layer, self.ok, self.num_bytes, self.start, self.end, m.owners)
+
 
 class Lane:
     """One direction of the link: its copies run one after the other, no faster than `gbs`."""
@@ -192,7 +197,7 @@ class Transfers:
                     break
         ended = [*self._failed, *self._out.take_ended(), *self._in.take_ended()]
         self._failed = []
-        return tuple(Copy(t.move.out, t.move.block, t.move.layer, t.ok, t.num_bytes, t.start, t.end) for t in ended)
+        return tuple(t.copy() for t in ended)
 
     def warm_up(self, kv: KVArena) -> KVArena:
         """Compiles the gathers and scatters by moving nothing."""

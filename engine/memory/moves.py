@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
+
+Owner = Hashable  # whoever pages belong to: a request's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,7 @@ class Move:
     block: int  # id of the host block
     layer: int
     pages: np.ndarray  # int32 [n] on the device: page i of the block comes from it, or goes there; -1 = not wanted
+    owners: tuple[Owner, ...] = ()  # of pages that come back
     transient: bool = False  # pages count from the first transient page
 
 
@@ -29,6 +33,7 @@ class Copy:
     num_bytes: int
     start: float
     end: float
+    owners: tuple[Owner, ...] = ()  # the move's
 
 
 @dataclass(frozen=True, slots=True)

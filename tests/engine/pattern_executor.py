@@ -6,59 +6,28 @@ deltas alone, and every one must be that sequence's own. Sampled tokens are hash
 cannot depend on the schedule. Copies land, and everything fails, when the test says so.
 """
 
-import zlib
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.executor.memory_plan import MemoryPlan
 from engine.memory.host import HostTier
 from engine.memory.moves import Copy, Move
-from engine.memory.paged import PagedStore
+from engine.memory.paged import NOT_WANTED, PagedStore
 from engine.memory.pages import PagePool
+from engine.memory.parking import ParkingStore
 from engine.request import Request
 from engine.scheduler.plan import Plan, StepResult
+from tests.engine.pattern_model import EMPTY, LOST, MODEL, patterns, sampled_token, sequence_token
 
-MODEL = ModelConfig("pattern", 3, 32, 4, 2, 8, 64, 200, 60, eos_token_ids=(7,))
 PAGE_BYTES = 100
-EMPTY, LOST = -1, -2  # what poison leaves, and what a copy in that failed leaves
 
 
 class Injected(Exception):
     """A failure that the test asked for."""
-
-
-def patterns(serial: int, layer: int, positions: np.ndarray) -> np.ndarray:
-    """KV of tokens of a request in a layer, int64 [n]."""
-    return (serial << 32) + (layer << 24) + positions.astype(np.int64)
-
-
-def sampled_token(prompt: np.ndarray, seed: int, position: int) -> int:
-    """The token that a model with these weights would put at `position`."""
-    return zlib.crc32(b"%d %d" % (seed, position), zlib.crc32(prompt.tobytes())) % MODEL.vocab_size
-
-
-def sequence_token(request: Request, position: int) -> int:
-    """The token at any position of a request, known before it is served."""
-    index, p = position - len(request.prompt), request.params
-    if index < 0:
-        return int(request.prompt[position])
-    if index < len(p.forced_tokens):
-        return p.forced_tokens[index]
-    return sampled_token(request.prompt, 0 if p.greedy else request.seed, position)
-
-
-def expected_output(request: Request) -> list[int]:
-    """All tokens that the request must produce, whatever the schedule."""
-    tokens = []
-    for position in range(len(request.prompt), request.max_length):
-        tokens.append(sequence_token(request, position))
-        if tokens[-1] in request.stop_ids:
-            break
-    return tokens
 
 
 class StepClock:
@@ -97,13 +66,14 @@ class Ticket:
 
 
 class PatternExecutor:
-    """Implements `Executor`. `requests` tells whose a slot is, to know what a read must find: `SchedulerState.requests`."""
+    """Implements `Executor`. `requests`: whose each slot is, so that it knows what a read must find."""
 
-    def __init__(self, store: PagedStore, clock: StepClock):
+    def __init__(self, store: PagedStore, clock: StepClock, transient_pages: int):
         self.clock, self.page_size, self.num_layers = clock, store.page_size, store.pool.num_layers
         self.requests: list[Request | None] = []
         self.serials: dict[Request, int] = {}
-        self.arena = np.full((store.pool.arena_pages, store.page_size), EMPTY, np.int64)  # [P, S]
+        self.transient = store.pool.arena_pages  # the first transient page
+        self.arena = np.full((self.transient + transient_pages, store.page_size), EMPTY, np.int64)  # [P, S]
         self.table = np.zeros((self.num_layers, store.num_slots, store.table_width), np.int32)
         self.last_tokens = np.zeros(store.num_slots, np.int64)
         self.blocks: dict[int, np.ndarray] = {}  # int64 [n, S]
@@ -125,17 +95,19 @@ class PatternExecutor:
             if move.out:
                 self._send(move)
         self._apply(plan.deltas)
+        self.arena[self.transient :] = EMPTY
         rows = self._rows(plan)
         good = [self._knows_its_input(row) for row in rows]
         for layer in range(self.num_layers):
             if layer == self.num_layers // 2:
                 self._maybe_fail("half way")
-            for move in plan.moves:
+            for move in plan.all_moves:
                 if not move.out and move.layer == layer:
                     self._fetch(move)
             for row, ok in zip(rows, good, strict=True):
                 self._write(layer, row, ok)
-            good = [self._read(layer, row) and ok for row, ok in zip(rows, good, strict=True)]
+            parked = {row[0]: row[1:] for s in plan.streams if s.layer == layer for row in s.rows.tolist()}
+            good = [self._read(layer, row, parked.get(row.slot)) and ok for row, ok in zip(rows, good, strict=True)]
         self._sample(plan, rows, good)
         start, self.clock.time = self.clock.time, self.clock.time + 1
         return Ticket(plan, self.last_tokens.copy(), start)
@@ -187,7 +159,7 @@ class PatternExecutor:
 
     def _end(self, move: Move, ok: bool) -> None:
         num_bytes, now = len(move.pages) * PAGE_BYTES * ok, self.clock.time
-        self.ended.append(Copy(move.out, move.block, move.layer, ok, num_bytes, now, now))
+        self.ended.append(Copy(move.out, move.block, move.layer, ok, num_bytes, now, now, move.owners))
 
     def _report(self) -> tuple[Copy, ...]:
         copies, self.ended = tuple(self.ended), []
@@ -210,9 +182,10 @@ class PatternExecutor:
 
     def _fetch(self, move: Move) -> None:
         assert all(move.block != m.block for m in self.lanes[True]), "a block is fetched before it has landed"
-        block, wanted = self.blocks[move.block], move.pages > 0
-        assert len(block) == len(move.pages)
-        self.arena[move.pages[wanted]] = block[wanted] if self._start(move) else LOST
+        block, wanted = self.blocks[move.block], move.pages != NOT_WANTED
+        pages = move.pages[wanted] + (self.transient if move.transient else 0)
+        assert len(block) == len(move.pages) and (pages > 0).all()
+        self.arena[pages] = block[wanted] if self._start(move) else LOST
 
     def _apply(self, deltas: np.ndarray) -> None:
         where, first = np.unique(deltas[:, :3], axis=0, return_index=True)
@@ -242,8 +215,13 @@ class PatternExecutor:
         assert row.tokens == [LOST] and not self._lost_is_reported(), f"{row} should have the input {expected}"
         return False
 
-    def _where(self, layer: int, slot: int, positions: np.ndarray):
-        pages = self.table[layer, slot, positions // self.page_size]
+    def _where(self, layer: int, slot: int, positions: np.ndarray, parked: list[int] | None = None):
+        """Page and place in it of each position. `parked`: [a, b) and the first transient page of these."""
+        index = positions // self.page_size
+        pages = self.table[layer, slot, index]
+        if parked is not None:
+            a, b, first = parked
+            pages = np.where((index >= a) & (index < b), index - a + first + self.transient, pages)
         assert (pages > 0).all(), "a token has no page"
         return pages, positions % self.page_size
 
@@ -254,10 +232,10 @@ class PatternExecutor:
         positions = np.arange(row.start, row.end)
         self.arena[self._where(layer, row.slot, positions)] = self._pattern(layer, row, positions) if good else LOST
 
-    def _read(self, layer: int, row: Row) -> bool:
+    def _read(self, layer: int, row: Row, parked: list[int] | None) -> bool:
         """Checks all tokens of a row's sequence. False when some were lost with a copy, unknown to the engine yet."""
         positions = np.arange(row.end)
-        found = self.arena[self._where(layer, row.slot, positions)]
+        found = self.arena[self._where(layer, row.slot, positions, parked)]
         wrong = np.flatnonzero(found != self._pattern(layer, row, positions))
         if len(wrong):
             assert (found[wrong] == LOST).all() and not self._lost_is_reported(), (
@@ -292,9 +270,10 @@ def pattern_engine(
     max_batched_tokens: int = 64,
 ) -> Engine:
     """An engine over a `PatternExecutor`, with poison and checks. `pages` of each layer; `host_pages` over all layers,
-    with which preempted requests are swapped by default."""
+    with which preempted requests are swapped by default, and layers can be parked."""
+    transient_pages = num_slots * -(-MODEL.max_context // page_size) if host_pages else 0
     config = EngineConfig(
-        cache=CacheConfig(page_size=page_size, num_pages=pages * MODEL.num_layers, host_bytes=host_pages * PAGE_BYTES),
+        cache=CacheConfig(page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
         scheduler=SchedulerConfig(
             policy=policy,
             max_num_seqs=num_slots,
@@ -305,11 +284,14 @@ def pattern_engine(
         poison=True,
         async_depth=async_depth,
     )
-    pool, host = PagePool(pages * MODEL.num_layers, MODEL.num_layers, chunk), HostTier(host_pages)
-    store = PagedStore(pool, num_slots, page_size, MODEL.max_context, host if host_pages else None)
+    sizes = PagePool(pages * MODEL.num_layers, MODEL.num_layers, chunk), num_slots, page_size, MODEL.max_context
+    if host_pages:
+        store = ParkingStore(*sizes, host=HostTier(host_pages), transient_pages=transient_pages)
+    else:
+        store = PagedStore(*sizes)
     memory = MemoryPlan(store.num_pages, chunk, PAGE_BYTES, MODEL.max_context, "", max_batched_tokens, 0, 0, 0, 0)
     clock = StepClock()
-    executor = PatternExecutor(store, clock)
+    executor = PatternExecutor(store, clock, transient_pages)
     engine = Engine(MODEL, config, memory, store, executor, clock)
     executor.requests = engine.state.requests
     return engine

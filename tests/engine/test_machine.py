@@ -1,7 +1,7 @@
 """Invariants 1 to 5 under everything that can happen to the host side, in any order, for every built-in policy.
 
-The machine knows each request's tokens beforehand (`pattern_executor.expected_output`), so whatever it does to the engine,
-an output must be the next piece of them. See `pattern_executor` for what a step checks.
+The machine knows each request's tokens beforehand (`pattern_executor.expected_output`), so whatever it does to the
+engine, an output must be the next piece of them. See `pattern_executor` for what a step checks.
 """
 
 from collections import Counter
@@ -22,12 +22,14 @@ from hypothesis.stateful import (
 from engine.errors import OutOfPages
 from engine.request import Phase, SamplingParams
 from engine.scheduler.policy import names
-from tests.engine.pattern_executor import MODEL, Injected, expected_output, pattern_engine
+from tests.engine.pattern_executor import Injected, pattern_engine
+from tests.engine.pattern_model import MODEL, expected_output
 
-TOKENS = st.integers(0, MODEL.vocab_size - 1)
+TOKENS, LAYERS = st.integers(0, MODEL.vocab_size - 1), st.integers(0, MODEL.num_layers - 1)
 POOLS = {1: (4, 17), 4: (4, 20), 32: (1, 96)}  # page size and pages per layer, by chunk size: one or two long sequences
 PLACES = ("coming in", "going out", "swapped", "prefilling", "waiting", "running")
 TROUBLE = ("poison", "submit", "half way", "collect", "allocate")
+LANDS = st.sampled_from([(), (True, False), (True,), (False,)])  # copies in these directions, by `out`
 PARAMS = st.builds(
     SamplingParams,
     max_tokens=st.sampled_from([1, 9, 20, 30, 40]),
@@ -43,16 +45,20 @@ PROMPTS = st.builds(
 
 
 def event(**strategies):
-    """A rule that is followed by some steps: hypothesis leaves whole rules out of many examples, but not these."""
+    """A rule that is followed by some steps, before each of which some copies land: hypothesis leaves whole rules out
+    of many examples, but not these."""
 
     def wrap(method):
-        def happen(self, steps, **kwargs):
+        def happen(self, steps, lands, **kwargs):
             method(self, **kwargs)
             for _ in range(steps):
+                for out in lands:
+                    while self.executor.lanes[out]:
+                        self.executor.land(out)
                 self.step()
 
         happen.__name__ = method.__name__
-        return rule(steps=st.sampled_from([1, 0, 2, 5]), **strategies)(happen)
+        return rule(steps=st.sampled_from([1, 0, 2, 5]), lands=LANDS, **strategies)(happen)
 
     return wrap
 
@@ -65,7 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @initialize(
         chunk=st.sampled_from(sorted(POOLS)),
-        host_pages=st.sampled_from([300, 60, 15, 0]),  # for all; for some; for hardly any; recompute
+        host_pages=st.sampled_from([300, 100, 30, 0]),  # for all; for some; for hardly any; recompute
         async_depth=st.integers(0, 1),
         num_slots=st.integers(3, 6),
         watermark=st.sampled_from([0.0, 0.1]),
@@ -90,7 +96,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.refusals = -1  # of the pool: allocations until it fails once
         allocate = self.store.pool.allocate
         self.store.pool.allocate = lambda counts: self.maybe_refuse() or allocate(counts)
-        self.arrive(0, prompt=[1, 2, 3] * 5, params=SamplingParams(max_tokens=40), new=set("stuvwx"))  # too many to fit
+        self.arrive(
+            0, (), prompt=[1, 2, 3] * 5, params=SamplingParams(max_tokens=40), new=set("stuvwx")
+        )  # too many to fit
 
     def maybe_refuse(self):
         """Fails the allocation that `trouble` chose."""
@@ -134,19 +142,19 @@ class EngineMachine(RuleBasedStateMachine):
             return "swapped" if self.store.host.landed(request.id) else "going out"
         if request.phase is Phase.WAITING:
             return "waiting"
-        moves = [m.pages for m in self.executor.lanes[False]]
-        pages = self.store.table[request.slot, :, : self.store.mapped[request.slot]]
-        if moves and np.isin(pages, np.concatenate(moves)).any():
+        if any(request.id in move.owners for move in self.executor.lanes[False]):
             return "coming in"
         prefilling = not request.output and request.in_flight
         return "prefilling" if prefilling else "running"
 
     @precondition(lambda self: len(self.done) < len(self.requests))
-    @event(index=st.sampled_from([0, 0, 1, 2]))
-    def abort(self, index):
-        """Somebody, rather in a rare place."""
+    @event(anywhere=st.sampled_from([False, False, True]))
+    def abort(self, anywhere):
+        """Somebody in the rarest place, or nobody when all are in common ones."""
         live = [(PLACES.index(self.place(r)), name) for name, r in self.requests.items() if name not in self.done]
-        place, name = sorted(live)[index % len(live)]
+        place, name = min(live)
+        if PLACES[place] in ("waiting", "running") and not anywhere:
+            return
         assert self.engine.abort(name) and not self.engine.abort(name)
         self.done.add(name)
         self.seen["abort " + PLACES[place]] += 1
@@ -160,8 +168,45 @@ class EngineMachine(RuleBasedStateMachine):
             self.state.preempt(slot, swap=True)
             self.seen["swapped out"] += 1
 
+    @precondition(lambda self: self.store.host is not None and len(self.state.running))
+    @event(layers=st.sets(LAYERS, min_size=1), which=st.integers(1, 7))
+    def park(self, layers, which):
+        """Full pages of some layers of some sequences leave, in one block per layer."""
+        slots = [slot for i, slot in enumerate(self.state.running.tolist()) if which >> i & 1]
+        owners = [request.id for request in self.state.owners(slots)]
+        for layer in sorted(layers):
+            try:
+                ends = self.state.cached[slots] // self.store.page_size
+                self.seen["parked"] += self.store.park(layer, slots, owners, ends.tolist()) > 0
+            except OutOfPages:
+                self.seen["host tier full"] += 1
+
+    @precondition(lambda self: self.at_home_again())
+    @event(index=st.integers(0, 7))
+    def bring_home(self, index):
+        """A parked layer of a sequence gets pages on the device again."""
+        places = self.at_home_again()
+        try:
+            self.store.bring_home(*places[index % len(places)])
+            self.seen["came home"] += 1
+        except OutOfPages as error:
+            self.seen[str(error)] += 1
+
+    def at_home_again(self) -> list[tuple[int, int]]:
+        """(slot, layer) of what is parked, all of it landed, and fits the device."""
+        if self.store.host is None:
+            return []
+        parked = np.argwhere(self.store.parked[..., 0] < self.store.parked[..., 1]).tolist()
+        return [(slot, layer) for slot, layer in parked if self.fits_home(slot, layer)]
+
+    def fits_home(self, slot: int, layer: int) -> bool:
+        """Whether a parked layer may come home now."""
+        a, b = self.store.parked[slot, layer].tolist()
+        extents = self.store.host.extents(self.state.requests[slot].id, layer)
+        return extents[-1].end == b and self.store.pool.fits(np.eye(MODEL.num_layers, dtype=int)[layer] * (b - a))
+
     @precondition(lambda self: self.store.copies_in_flight)
-    @event(out=st.booleans(), count=st.integers(1, 4), ok=st.sampled_from([True, True, False]))
+    @event(out=st.booleans(), count=st.sampled_from([9, 1, 2]), ok=st.sampled_from([True, True, True, False]))
     def copies_end(self, out, count, ok):
         """The oldest copies of a lane land; or a copy out fails."""
         for _ in range(min(count, len(self.executor.lanes[out]))):
@@ -179,9 +224,11 @@ class EngineMachine(RuleBasedStateMachine):
         """The next copies of a direction will not start."""
         self.executor.fail_start[out] = count
 
-    @event(kind=st.sampled_from(TROUBLE), after=st.integers(0, 3))
-    def trouble(self, kind, after):
-        """The next call of a kind will fail, or an allocation after it."""
+    @event(kind=st.sampled_from(TROUBLE), after=st.integers(0, 3), happens=st.sampled_from([False, False, True]))
+    def trouble(self, kind, after, happens):
+        """The next call of a kind will fail, or an allocation after it. Not always: it starts everything over."""
+        if not happens:
+            return
         if kind == "allocate":
             self.refusals = after
         else:
@@ -200,12 +247,24 @@ class EngineMachine(RuleBasedStateMachine):
         assert set(self.executor.blocks) <= set(host.blocks), "the executor holds a block that nobody needs"
         assert all(i in self.executor.blocks for i, b in host.blocks.items() if b.landed), "a block's bytes are gone"
         for name, request in self.requests.items():
-            on_host = request.phase is Phase.SWAPPED
-            assert host.holds(name) == on_host or name in self.done
-            if on_host:
-                (extent,), *others = [[e[2:] for e in host.extents(name, layer)] for layer in range(MODEL.num_layers)]
-                assert all(other == [extent] for other in others), "a sequence is on the host in part"
-                assert extent[0] == 0 and extent[1] * self.store.page_size >= request.cached
+            if not host.holds(name):
+                assert request.phase is not Phase.SWAPPED
+                continue
+            ends = [self.end_of(host.extents(name, layer)) for layer in range(MODEL.num_layers)]
+            if request.phase is Phase.SWAPPED:
+                assert ends == ends[:1] * MODEL.num_layers, "a sequence is on the host in part"
+                assert ends[0] * self.store.page_size >= request.cached
+            else:
+                assert request.phase is Phase.RUNNING and (self.store.parked[request.slot, :, 1] <= ends).all()
+
+    @staticmethod
+    def end_of(extents) -> int:
+        """Pages that the extents of a layer hold: [0, n) without a gap."""
+        end = 0
+        for e in extents:
+            assert e.start == end, "the pages of a layer have a gap on the host, or are there twice"
+            end = e.end
+        return end
 
     def teardown(self):
         """Without further trouble everybody is served soon, and nothing is left."""
