@@ -216,6 +216,7 @@ class Engine:
         if request.text is not None:
             request.text.close()
         self._finish(request, "abort", self.clock.now())
+        self._drop_blocks()
         return True
 
     def has_work(self) -> bool:
@@ -249,6 +250,8 @@ class Engine:
         except BaseException:
             self._recover()
             raise
+        finally:
+            self._drop_blocks()
 
     def _recover(self) -> None:
         """Forgets the steps in flight and puts every running sequence back in the queue, oldest first. What was swapped
@@ -297,9 +300,9 @@ class Engine:
             for request_id in self.store.copied(copy):
                 if request_id in self._live:
                     self.state.lose(self._live[request_id])
-        self._drop_blocks()
 
     def _drop_blocks(self) -> None:
+        """Host blocks that nobody will ask for go at once."""
         blocks = self.store.take_freed_blocks()
         if blocks:
             self.executor.drop(blocks)
@@ -366,7 +369,6 @@ class Engine:
     def _finish(self, request: Request, reason: str, now: float) -> None:
         """Ends a request, whatever its phase, and frees what it holds."""
         self.state.drop(request)
-        self._drop_blocks()
         request.phase, request.finish_reason, request.finished = Phase.FINISHED, reason, now
         del self._live[request.id]
 
