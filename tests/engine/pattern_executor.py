@@ -11,17 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import CacheConfig, EngineConfig, SchedulerConfig
-from engine.engine import Engine
-from engine.executor.memory_plan import MemoryPlan
-from engine.memory.host import HostTier
 from engine.memory.moves import Copy, Move
 from engine.memory.paged import NOT_WANTED, PagedStore
-from engine.memory.pages import PagePool
-from engine.memory.parking import ParkingStore
 from engine.request import Request
 from engine.scheduler.plan import Plan, StepResult
-from tests.engine.pattern_model import EMPTY, LOST, MODEL, patterns, sampled_token, sequence_token
+from tests.engine.pattern_model import EMPTY, LOST, patterns, sampled_token, sequence_token
 
 PAGE_BYTES = 100
 
@@ -255,43 +249,3 @@ class PatternExecutor:
             if plan.forced is not None and plan.forced[i] >= 0:
                 token = int(plan.forced[i])
             self.last_tokens[row.slot] = token if ok else LOST
-
-
-def pattern_engine(
-    pages: int = 20,
-    host_pages: int = 0,
-    chunk: int = 1,
-    page_size: int = 4,
-    num_slots: int = 4,
-    policy: str = "vllm_v0",
-    preemption: str | None = None,
-    async_depth: int = 1,
-    watermark: float = 0.0,
-    max_batched_tokens: int = 64,
-) -> Engine:
-    """An engine over a `PatternExecutor`, with poison and checks. `pages` of each layer; `host_pages` over all layers,
-    with which preempted requests are swapped by default, and layers can be parked."""
-    transient_pages = num_slots * -(-MODEL.max_context // page_size) if host_pages else 0
-    config = EngineConfig(
-        cache=CacheConfig(page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
-        scheduler=SchedulerConfig(
-            policy=policy,
-            max_num_seqs=num_slots,
-            watermark=watermark,
-            preemption=preemption or ("swap" if host_pages else "recompute"),
-        ),
-        debug_checks=True,
-        poison=True,
-        async_depth=async_depth,
-    )
-    sizes = PagePool(pages * MODEL.num_layers, MODEL.num_layers, chunk), num_slots, page_size, MODEL.max_context
-    if host_pages:
-        store = ParkingStore(*sizes, host=HostTier(host_pages), transient_pages=transient_pages)
-    else:
-        store = PagedStore(*sizes)
-    memory = MemoryPlan(store.num_pages, chunk, PAGE_BYTES, MODEL.max_context, "", max_batched_tokens, 0, 0, 0, 0)
-    clock = StepClock()
-    executor = PatternExecutor(store, clock, transient_pages)
-    engine = Engine(MODEL, config, memory, store, executor, clock)
-    executor.requests = engine.state.requests
-    return engine

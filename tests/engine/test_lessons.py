@@ -1,60 +1,19 @@
 """Ways in which other engines lost, leaked or mixed up KV while it moved, one regression test each.
 
 The numbers are those of a survey of their issue trackers; each docstring says what went wrong there. This half needs no
-device: pages hold patterns (`pattern_executor`), and every read of every step is checked. `test_lessons_on_device.py` has
-the other half. Lesson 14 (ranks that decide differently) is a property of the design, one scheduler for all devices, and
-is tested with the tensor axis. Lesson 15 (prefix hashes that collide or forget a tenant) has no subject before there is
-a prefix cache.
+device: pages hold patterns (`pattern_executor`), and every read of every step is checked. `test_lessons_on_device.py`
+has the other half. Lesson 14 (ranks that decide differently) is a property of the design, one scheduler for all
+devices, and is tested with the tensor axis. Lesson 15 (prefix hashes that collide or forget a tenant) has no subject
+before there is a prefix cache.
 """
-
-import itertools
 
 import numpy as np
 import pytest
 
 from engine.errors import OutOfPages, RequestError
 from engine.request import Phase, SamplingParams
-from tests.engine.pattern_executor import Injected, pattern_engine
+from tests.engine.pattern_engine import PARAMS, finish, land_all, pattern_engine, serving, swap_out
 from tests.engine.pattern_model import LOST, MODEL, expected_output
-
-PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
-
-
-def serving(engine, *lengths, steps=3):
-    """Requests "a", "b", ... of these prompt lengths, some steps old."""
-    requests = []
-    for name, length in zip("abcdef", lengths, strict=False):
-        engine.add_request([ord(name)] * length, PARAMS, request_id=name)
-        requests.append(engine._live[name])
-    for _ in range(steps):
-        engine.step()
-    return requests
-
-
-def finish(engine, *requests):
-    """Serves to the end: everybody has the right tokens, nothing is left."""
-    steps = 0
-    while engine.has_work():
-        engine.step()
-        engine.state.check()
-        steps += 1
-        assert steps < 500, "no end"
-    for request in requests:
-        assert request.finish_reason == "abort" or request.output == expected_output(request)
-    assert engine.store.num_free_pages == engine.store.num_pages and engine.store.num_host_pages == 0
-    assert not engine.executor.blocks
-
-
-def swap_out(engine, request):
-    """The policy decides to swap somebody out."""
-    engine.state.preempt(request.slot, swap=True)
-    assert request.phase is Phase.SWAPPED
-
-
-def land_all(engine, out):
-    """All copies of a direction land."""
-    while engine.executor.lanes[out]:
-        engine.executor.land(out)
 
 
 def test_lesson_01_a_page_is_copied_out_after_it_is_written():
@@ -79,8 +38,8 @@ def test_lesson_01_a_page_is_copied_out_after_it_is_written():
 
 
 def test_lesson_02_a_copy_in_waits_for_readers_of_its_pages():
-    """2 (WAR). A load overwrote a reused page that was still being read. Here b's stop is found late: while the step with
-    its last row is in flight, its pages are free, and a's copies come into them."""
+    """2 (WAR). A load overwrote a reused page that was still being read. Here b's stop is found late: while the step
+    with its last row is in flight, its pages are free, and a's copies come into them."""
     engine = pattern_engine(pages=8, host_pages=100)
     a, b = serving(engine, 9, 9)
     b.stop_ids = frozenset(expected_output(b)[11:12])
@@ -115,8 +74,8 @@ def test_lesson_03_pages_of_a_finished_request_wait_for_its_last_step():
 @pytest.mark.parametrize("layer", range(MODEL.num_layers))
 def test_lesson_04_a_layer_that_has_not_landed_is_never_read(layer):
     """4. One accessor forgot to wait for its layer: a few corrupted answers in ten thousand. Here every read of every
-    layer is checked against poison; a layer whose copy in failed is read by the rows that were on their way, and none of
-    their tokens may count."""
+    layer is checked against poison; a layer whose copy in failed is read by the rows that were on their way, and none
+    of their tokens may count."""
     engine = pattern_engine(pages=9, host_pages=100)
     a, b = serving(engine, 9, 9)
     swap_out(engine, a)
@@ -138,9 +97,9 @@ def test_lesson_04_a_layer_that_has_not_landed_is_never_read(layer):
 
 
 def test_lesson_07_pages_are_conserved_in_both_tiers_and_ids_are_not_mixed_up():
-    """7. Offloading swapped ids: answers with other prompts' tokens, free counters below zero. Device pages, host blocks
-    and page numbers within a block come from ranges that do not meet here, so an id in the wrong place is an error; both
-    tiers add up after every step."""
+    """7. Offloading swapped ids: answers with other prompts' tokens, free counters below zero. Device pages, host
+    blocks and page numbers within a block come from ranges that do not meet here, so an id in the wrong place is an
+    error; both tiers add up after every step."""
     engine = pattern_engine(pages=9, host_pages=60)
     engine.store.host._next = 10_000
     requests = serving(engine, 13, 13, 13, steps=0)
@@ -183,8 +142,9 @@ def test_lesson_08_both_ends_of_a_copy_are_held_until_it_is_processed(out):
 
 
 def test_lesson_09_a_sequence_comes_back_whole_or_not_at_all():
-    """9. Two half-loaded requests each held blocks, neither could finish: deadlock. Coming back reserves every layer and
-    the next token at once: of two swapped sequences one fits, nothing is reserved for the other, and both finish."""
+    """9. Two half-loaded requests each held blocks, neither could finish: deadlock. Coming back reserves every layer
+    and the next token at once: of two swapped sequences one fits, nothing is reserved for the other, and both finish.
+    """
     engine = pattern_engine(pages=16, host_pages=300)
     a, b, c = serving(engine, 25, 13, 9)
     for request in (a, b):
@@ -203,8 +163,8 @@ def test_lesson_09_a_sequence_comes_back_whole_or_not_at_all():
 
 
 def test_lesson_10_what_never_fits_is_refused_at_arrival():
-    """10. A request larger than the whole cache blocked the head of the queue for ever. It is refused with the reason, and
-    those behind it are served; the largest that fits is served too."""
+    """10. A request larger than the whole cache blocked the head of the queue for ever. It is refused with the reason,
+    and those behind it are served; the largest that fits is served too."""
     engine = pattern_engine(pages=10)
     with pytest.raises(RequestError, match="never fit the KV pool"):
         engine.add_request([1] * 30, SamplingParams(max_tokens=12))
@@ -234,152 +194,3 @@ def test_lesson_11_a_preemption_frees_pages_for_this_very_step():
     assert max(r.num_preempted for r in engine.step_log) == 1, "one victim is enough for one page per layer"
     pages_grown = sum(20 // engine.store.page_size + 1 for _ in requests)
     assert len(freed) <= pages_grown
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(["abort", "out", "step"])))
-@pytest.mark.parametrize("ok", [True, False])
-def test_lesson_12_every_order_of_abort_and_copy_out(order, ok):
-    """12. An abort with a transfer in flight leaked, freed twice or crashed, depending on which came first. Whether the
-    copies out land or fail, before or after the abort, and whether a step lies between."""
-    engine = pattern_engine(pages=9, host_pages=100)
-    a, b = serving(engine, 9, 9)
-    swap_out(engine, a)
-    engine.step()
-    for what in order:
-        if what == "abort":
-            assert engine.abort("a")
-        elif what == "out":
-            while engine.executor.lanes[True]:
-                engine.executor.land(True, ok)
-        else:
-            engine.step()
-        engine.state.check()
-    finish(engine, a, b)
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(["abort", "in", "step", "again"])))
-@pytest.mark.parametrize("lost", [0, 1, 3])
-def test_lesson_12_every_order_of_abort_and_copy_in(order, lost):
-    """12, the other direction: copies in that land late or fail, before or after the abort, and a new request that takes
-    the name of the aborted one."""
-    engine = pattern_engine(pages=9, host_pages=100)
-    a, b = serving(engine, 9, 9)
-    requests = [a, b]
-    swap_out(engine, a)
-    engine.step()
-    land_all(engine, True)
-    engine.executor.fail_start[False] = lost
-    while a.phase is Phase.SWAPPED:
-        engine.step()
-    for what in order:
-        if what == "abort":
-            assert engine.abort(a.id)
-        elif what == "in":
-            land_all(engine, False)
-        elif what == "step":
-            engine.step()
-        elif "a" not in engine._live:
-            engine.add_request([3] * 9, PARAMS, request_id="a")
-            requests.append(engine._live["a"])
-        engine.state.check()
-    finish(engine, *requests)
-
-
-def test_lesson_12_abort_copy_out_and_copy_in_in_one_step():
-    """12, all at once: in one step a copy out lands, another fails, a copy in ends, and their requests are aborted."""
-    for aborted in itertools.chain.from_iterable(itertools.combinations("abc", n) for n in range(4)):
-        engine = pattern_engine(pages=14, host_pages=300)
-        requests = serving(engine, 9, 9, 9)
-        swap_out(engine, requests[0])
-        engine.step()
-        land_all(engine, True)
-        while requests[0].phase is Phase.SWAPPED:
-            engine.step()
-        for request in requests[1:]:
-            swap_out(engine, request)
-        engine.step()
-        for _ in range(MODEL.num_layers):
-            engine.executor.land(True)
-        engine.executor.land(True, ok=False)
-        land_all(engine, False)
-        for name in aborted:
-            engine.abort(name)
-        engine.step()
-        engine.state.check()
-        finish(engine, *requests)
-
-
-@pytest.mark.parametrize("out", [True, False])
-@pytest.mark.parametrize("failed", range(1, 2**MODEL.num_layers))
-def test_lesson_13_the_layers_of_a_sequence_land_or_fail_as_one(out, failed):
-    """13. Some layers of a chunk were evicted or never stored, and existence was checked on layer 0 only. Any set of
-    layers whose copies fail takes the others with it: nothing is left of the sequence, and it is recomputed."""
-    engine = pattern_engine(pages=9, host_pages=100)
-    a, b = serving(engine, 9, 9)
-    swap_out(engine, a)
-    engine.step()
-    if not out:
-        land_all(engine, True)
-        start = engine.executor._start
-
-        def failing(move):
-            engine.executor.fail_start[False] = int(not move.out and failed >> move.layer & 1)
-            return start(move)
-
-        engine.executor._start = failing
-    else:
-        for layer in range(MODEL.num_layers):
-            engine.executor.land(True, ok=not failed >> layer & 1)
-    while not a.lost:
-        engine.step()
-        engine.state.check()
-    assert not engine.store.host.holds("a"), "a part of it is still there"
-    finish(engine, a, b)
-
-
-def test_lesson_13_a_failed_allocation_leaves_nothing_behind():
-    """13, the other half: pins of a load that could not be allocated stayed, the pool filled up, the engine hung. The
-    second of two sequences in one plan gets no pages: the first one's reservation goes back too."""
-    engine = pattern_engine(pages=12, host_pages=300)
-    a, b = serving(engine, 9, 9)
-    for request in (a, b):
-        swap_out(engine, request)
-    engine.step()
-    land_all(engine, True)
-    engine.executor.wait_lands = True, True
-    allocate, calls = engine.store.pool.allocate, []
-
-    def failing(counts):
-        calls.append(counts)
-        if len(calls) == 2:
-            raise OutOfPages("injected")
-        return allocate(counts)
-
-    engine.store.pool.allocate = failing
-    with pytest.raises(OutOfPages):
-        for _ in range(3):
-            engine.step()
-    engine.state.check()
-    assert engine.store.num_free_pages == engine.store.num_pages
-    finish(engine, a, b)
-
-
-@pytest.mark.parametrize("where", ["poison", "submit", "half way", "collect"])
-@pytest.mark.parametrize("moment", ["out", "in"])
-def test_a_step_that_fails_with_its_copies_loses_no_move(where, moment):
-    """Ours: a plan that never reached the executor left copies that nobody had started, and the engine waited for them
-    for ever; a sequence swapped out with a token in flight came back one token short."""
-    engine = pattern_engine(pages=9, host_pages=100)
-    a, b = serving(engine, 9, 9)
-    swap_out(engine, a)
-    if moment == "in":
-        engine.step()
-        land_all(engine, True)
-        for _ in range(2):
-            engine.step()
-    engine.executor.fail.add(where)
-    with pytest.raises(Injected):
-        for _ in range(3):
-            engine.step()
-    engine.state.check()
-    finish(engine, a, b)

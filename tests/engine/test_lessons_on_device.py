@@ -137,8 +137,8 @@ def test_lesson_05_the_wait_is_in_the_path_that_serves(monkeypatch, undisturbed)
 
 
 def test_lesson_06_host_buffers_belong_to_the_copy(monkeypatch):
-    """6. An asynchronous copy read a pinned table that the next step had overwritten. JAX may read a NumPy array as long
-    as it lives, so every one that is handed over must be its own memory and stay as it is, at every step."""
+    """6. An asynchronous copy read a pinned table that the next step had overwritten. JAX may read a NumPy array as
+    long as it lives, so every one that is handed over must be its own memory and stay as it is, at every step."""
     given = []
     device_put = jax.device_put
 

@@ -22,7 +22,8 @@ from hypothesis.stateful import (
 from engine.errors import OutOfPages
 from engine.request import Phase, SamplingParams
 from engine.scheduler.policy import names
-from tests.engine.pattern_executor import Injected, pattern_engine
+from tests.engine.pattern_engine import pattern_engine
+from tests.engine.pattern_executor import Injected
 from tests.engine.pattern_model import MODEL, expected_output
 
 TOKENS, LAYERS = st.integers(0, MODEL.vocab_size - 1), st.integers(0, MODEL.num_layers - 1)
