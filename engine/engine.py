@@ -12,7 +12,7 @@ import numpy as np
 from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
-from engine.memory.moves import Copy
+from engine.memory.moves import Copy, Move
 from engine.metrics import RequestMetrics, StepRecord
 from engine.output_text import OutputText
 from engine.outputs import RequestOutput
@@ -40,15 +40,20 @@ class Executor(Protocol):
         ...
 
     def collect(self, ticket: Any) -> StepResult:
-        """Waits for a step's results."""
+        """Waits for a step's results. A copy in that failed is reported with its step at the latest."""
         ...
 
-    def abandon(self) -> tuple[Copy, ...]:
-        """After a failed `submit`: forgets what it began. Returns copies that have ended, or will never start."""
+    def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
+        """A step with these moves failed before or in `submit`: forgets what it began. Returns the copies that have
+        ended, and as failed the moves that were not started."""
         ...
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Waits until a copy in flight has ended."""
+        ...
+
+    def drop(self, blocks: tuple[int, ...]) -> None:
+        """Lets go of host blocks that nobody will ask for."""
         ...
 
     def poison(self, mask: np.ndarray) -> None:
@@ -217,11 +222,12 @@ class Engine:
         if request.text is not None:
             request.text.close()
         self._finish(request, "abort", self.clock.now())
+        self._drop_blocks()
         return True
 
     def has_work(self) -> bool:
-        """True while a request waits or runs, or an output has not been handed out."""
-        return bool(self._live) or bool(self._unclaimed)
+        """True while a request waits or runs, a step or a copy is in flight, or an output has not been handed out."""
+        return bool(self._live or self._unclaimed or self._in_flight or self.store.copies_in_flight)
 
     def unfinished(self) -> dict[str, RequestMetrics]:
         """The metrics so far of every request that waits or runs, by id."""
@@ -243,19 +249,22 @@ class Engine:
                 pass
             if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
                 self._account_copies(self.executor.wait_for_copies())
-            outputs = self._account(self._in_flight.popleft()) if self._in_flight else []
+            if self._in_flight:
+                self._account(self._in_flight.popleft())
             while self._in_flight and not self._live:  # only late rows are left
                 self._account(self._in_flight.popleft())
         except BaseException:
             self._recover()
             raise
-        for output in outputs:
-            self._inboxes.get(output.request_id, self._unclaimed).append(output)
+        finally:
+            self._drop_blocks()
 
     def _recover(self) -> None:
-        """Forgets the steps in flight and puts every running sequence back in the queue, oldest first."""
+        """Forgets the steps in flight and puts every running sequence back in the queue, oldest first. What was swapped
+        out stays there: a copy lands only if the steps before it have run."""
         for request in self._live.values():
             request.in_flight = 0
+            request.cached = min(request.cached, request.num_tokens - 1)  # a token in flight is sampled again
         self._in_flight.clear()
         for slot in self.state.running[::-1].tolist():
             request = self.state.requests[slot]
@@ -271,21 +280,21 @@ class Engine:
         plan = self.policy.plan(self.clock.now())
         if plan.empty:
             return False
-        if unmapped is not None:
-            unmapped[plan.deltas[:, 3]] = True
-            for move in plan.moves:
-                unmapped[move.pages] &= not move.out  # still to be read
-            self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
         rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
         for request, _ in rows:
             request.in_flight += 1
-        if self.config.debug_checks:
-            self.state.check()
         prefilled = self.state.owners([p.slot for p in plan.prefills])
         try:
+            if self.config.debug_checks:
+                self.state.check()
+            if unmapped is not None:
+                unmapped[plan.deltas[:, 3]] = True
+                for move in plan.moves:
+                    unmapped[move.pages] &= not move.out  # still to be read
+                self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
             ticket = self.executor.submit(plan)
         except BaseException:
-            self._account_copies(self.executor.abandon())
+            self._account_copies(self.executor.abandon(plan.all_moves))
             raise
         self._in_flight.append(InFlight(plan, ticket, rows, prefilled))
         return True
@@ -298,14 +307,21 @@ class Engine:
                 if request_id in self._live:
                     self.state.lose(self._live[request_id])
 
-    def _account(self, step: InFlight) -> list[RequestOutput]:
-        """Waits for a step; phases, metrics and frees follow. A row whose request has ended meanwhile is dropped."""
+    def _drop_blocks(self) -> None:
+        """Host blocks that nobody will ask for go at once."""
+        blocks = self.store.take_freed_blocks()
+        if blocks:
+            self.executor.drop(blocks)
+
+    def _account(self, step: InFlight) -> None:
+        """Waits for a step; phases, metrics and frees follow, and each output goes to whoever waits for it. A row whose
+        request has ended meanwhile is dropped."""
         result = self.executor.collect(step.ticket)
         self._account_copies(result.copies)
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
-        outputs, num_finished = [], 0
+        num_outputs = num_finished = 0
         for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
             if request.lost > lost:  # computed from KV that never arrived
                 continue
@@ -322,11 +338,12 @@ class Engine:
             if reason:
                 self._finish(request, reason, result.end)
                 num_finished += 1
-            outputs.append(RequestOutput(request, 1, bool(reason), self.tokenizer))
+            output = RequestOutput(request, 1, bool(reason), self.tokenizer)
+            self._inboxes.get(request.id, self._unclaimed).append(output)
+            num_outputs += 1
         if self.config.debug_checks:
             self.state.check()
-        self._log(step, result, num_finished, len(step.rows) - len(outputs))
-        return outputs
+        self._log(step, result, num_finished, len(step.rows) - num_outputs)
 
     def _log(self, step: InFlight, result: StepResult, num_finished: int, num_late: int) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])

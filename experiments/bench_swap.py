@@ -57,7 +57,6 @@ def main() -> int:
         nonlocal arena
         out = [Move(True, i, i, pages) for i, pages in enumerate(layers)]
         back = [Move(False, i, i, pages) for i, pages in enumerate(layers)]
-        transfers.expect(out + back)
         for move in out:
             transfers.send(arena, move)
         while len(transfers.take_ended(wait=True)) and transfers.busy:

@@ -7,7 +7,7 @@ token sampled into each slot, from which the next decode step reads its input. `
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -118,15 +118,10 @@ class JaxExecutor:
         """Starts the plan's copies out, before anything of the step is written. Returns its copies in, by layer."""
         if self.transfers is None:
             return deque()
-        out, back = [m for m in plan.moves if m.out], [m for m in plan.moves if not m.out]
-        for move in (m for stream in plan.streams for m in stream.fetches):
-            back.append(replace(move, pages=np.where(move.pages < 0, move.pages, move.pages + self._transient)))
-        back.sort(key=lambda m: m.layer)
-        self.transfers.expect(out + back)
-        for move in out:
-            self.transfers.send(self._kv, move)
-        self.transfers.drop(plan.freed_blocks)
-        return deque(back)
+        for move in plan.moves:
+            if move.out:
+                self.transfers.send(self._kv, move)
+        return deque(sorted((m for m in plan.all_moves if not m.out), key=lambda m: m.layer))
 
     def _parked(self, batch: SubBatch, stream: Stream | None) -> jax.Array | None:
         """Where a sub-batch's rows and tiles find their parked pages, int32 [rows + tiles, 3]; None: nothing is ever
@@ -140,13 +135,18 @@ class JaxExecutor:
         part = batch.bucket.unpack(batch.packed)
         return self._put(by_slot[np.concatenate([part["row_slot"], part["tile_slot"]])])
 
-    def abandon(self) -> tuple[Copy, ...]:
-        """After a failed `submit`: forgets what it had begun. Returns the copies that have ended or never started."""
+    def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
+        """A step with these moves failed before or in `submit`: forgets what it began. Returns the copies that have
+        ended, and as failed the moves that were not started."""
         self._fetched.clear()
         if self.transfers is None:
             return ()
-        self.transfers.abandon()
+        self.transfers.abandon(moves)
         return self.transfers.take_ended()
+
+    def drop(self, blocks: tuple[int, ...]) -> None:
+        """Lets go of host blocks that nobody will ask for."""
+        cast(Transfers, self.transfers).drop(blocks)
 
     def _land(self, incoming: deque[Move], layer: int) -> None:
         """Brings in what this layer is about to read, and has the next layer's blocks on their way meanwhile."""
@@ -157,7 +157,8 @@ class JaxExecutor:
             if transfer is not None:
                 self._fetched.append(transfer)
         while self._fetched and self._fetched[0].move.layer <= layer:
-            self._kv = self.transfers.land(self._kv, self._fetched.popleft())
+            transfer = self._fetched.popleft()
+            self._kv = self.transfers.land(self._kv, transfer, self._transient if transfer.move.transient else 0)
 
     def _tail(self, batch: SubBatch, x: jax.Array, packed: jax.Array, sampling: np.ndarray | None):
         """Samples a sub-batch's next tokens into `_last_tokens`; returns its logits when captured and its

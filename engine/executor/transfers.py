@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,11 @@ class Transfer:
     start: float = 0.0
     end: float = 0.0
 
+    def copy(self) -> Copy:
+        """The copy, once it has ended."""
+        m = self.move
+        return Copy(m.out, m.block, m.layer, self.ok, self.num_bytes, self.start, self.end, m.owners)
+
 
 class Lane:
     """One direction of the link: its copies run one after the other, no faster than `gbs`."""
@@ -77,17 +83,19 @@ class Lane:
 
     def _watch(self) -> None:
         while True:
-            transfer = self._work.get()
-            transfer.start = max(transfer.submitted, self._free)
-            try:
-                jax.block_until_ready(transfer.arrays)
-            except Exception as error:  # the copy's own failure: reported with it
-                logging.warning("a copy of %d bytes failed: %s", transfer.num_bytes, error)
-                transfer.ok = False
-            due = transfer.start + transfer.num_bytes * self.seconds_per_byte
-            time.sleep(max(0.0, due - self.clock.now()))
-            transfer.end = self._free = self.clock.now()
-            transfer.done.set()
+            self._wait_for(self._work.get())  # an idle lane holds no copy's memory
+
+    def _wait_for(self, transfer: Transfer) -> None:
+        transfer.start = max(transfer.submitted, self._free)
+        try:
+            jax.block_until_ready(transfer.arrays)
+        except Exception as error:  # the copy's own failure: reported with it
+            logging.warning("a copy of %d bytes failed: %s", transfer.num_bytes, error)
+            transfer.ok = False
+        due = transfer.start + transfer.num_bytes * self.seconds_per_byte
+        time.sleep(max(0.0, due - self.clock.now()))
+        transfer.end = self._free = self.clock.now()
+        transfer.done.set()
 
     def make_room(self, num_bytes: int, limit: int) -> None:
         """Waits until `num_bytes` more fit the staging memory; a copy larger than all of it runs alone."""
@@ -120,19 +128,16 @@ class Transfers:
         self._pinned = kv_sharding.with_memory_kind("pinned_host")
         self._blocks: dict[int, list[KVBlock]] = {}
         self._out, self._in = Lane("out", clock, gbs), Lane("in", clock, gbs)
-        self._expected: list[Move] = []  # of the step being submitted, not started yet
-        self._failed: list[Copy] = []  # moves that could not be started
+        self._failed: list[Transfer] = []  # that could not be started
         self._gather = jax.jit(gather_pages)
         self._scatter = jax.jit(scatter_pages, donate_argnums=0)
 
-    def expect(self, moves: list[Move]) -> None:
-        """`send` and `fetch` are going to start these moves, in this order; `abandon` fails those they did not."""
-        self._expected = list(moves)
-
-    def abandon(self) -> None:
-        """The step failed half way: moves that were not started have failed."""
-        for move in self._expected:
-            self._fail(move, "the step failed")
+    def abandon(self, moves: Iterable[Move]) -> None:
+        """A step with these moves failed half way: those that were not started have failed."""
+        begun = {id(t.move) for t in (*self._out.in_flight, *self._in.in_flight, *self._failed)}
+        for move in moves:
+            if id(move) not in begun:
+                self._fail(move, "the step failed")
 
     def send(self, kv: KVArena, move: Move) -> None:
         """Gathers a block and starts its copy to the host. It may wait for staging memory, never for the copy."""
@@ -146,7 +151,6 @@ class Transfers:
         else:
             self._blocks[move.block] = arrays
             self._out.start(Transfer(move, arrays, num_bytes, self.clock.now()))
-        self._expected.pop(0)
 
     def fetch(self, move: Move) -> Transfer | None:
         """Starts a block's copy to the device; None when that failed. `land` puts it into the arena."""
@@ -159,14 +163,18 @@ class Transfers:
         else:
             transfer = Transfer(move, arrays, num_bytes, self.clock.now())
             self._in.start(transfer)
-        self._expected.pop(0)
         return transfer
 
-    def land(self, kv: KVArena, transfer: Transfer) -> KVArena:
-        """Scatters a fetched block into the arena (donated), once the paced link has brought it."""
+    def land(self, kv: KVArena, transfer: Transfer, first: int = 0) -> KVArena:
+        """Scatters a fetched block into the arena (donated), its pages counted from `first`, once the paced link has
+        brought it, and if it has: a block that did not arrive would take the whole arena with it."""
         if self._in.seconds_per_byte:
             transfer.done.wait()
-        for ids, block in zip(pieces(transfer.move.pages), transfer.arrays, strict=True):
+        if not transfer.ok:
+            return kv
+        pages = transfer.move.pages
+        pages = np.where(pages < 0, pages, pages + first)
+        for ids, block in zip(pieces(pages), transfer.arrays, strict=True):
             kv = self._scatter(kv, jnp.asarray(ids), block)
         return kv
 
@@ -178,7 +186,7 @@ class Transfers:
     @property
     def busy(self) -> bool:
         """True while a copy is in flight, or has ended and was not taken."""
-        return bool(self._out.in_flight or self._in.in_flight)
+        return bool(self._out.in_flight or self._in.in_flight or self._failed)
 
     def take_ended(self, wait: bool = False) -> tuple[Copy, ...]:
         """Copies that have ended since the last call. `wait`: not before there is one."""
@@ -187,10 +195,9 @@ class Transfers:
                 if lane.in_flight:
                     lane.in_flight[0].done.wait()
                     break
-        ended = [t for lane in (self._out, self._in) for t in lane.take_ended()]
-        copies = [Copy(t.move.out, t.move.block, t.move.layer, t.ok, t.num_bytes, t.start, t.end) for t in ended]
-        failed, self._failed = self._failed, []
-        return (*failed, *copies)
+        ended = [*self._failed, *self._out.take_ended(), *self._in.take_ended()]
+        self._failed = []
+        return tuple(t.copy() for t in ended)
 
     def warm_up(self, kv: KVArena) -> KVArena:
         """Compiles the gathers and scatters by moving nothing."""
@@ -203,4 +210,4 @@ class Transfers:
     def _fail(self, move: Move, why: Exception | str) -> None:
         logging.warning("a copy of %d pages could not be started: %s", len(move.pages), why)
         now = self.clock.now()
-        self._failed.append(Copy(move.out, move.block, move.layer, False, 0, now, now))
+        self._failed.append(Transfer(move, None, 0, now, ok=False, start=now, end=now))

@@ -6,13 +6,12 @@ page has no owner and no copy reads or writes it any more; it never changes mean
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.errors import OutOfPages
-
-Owner = Hashable  # whoever the pages belong to: a request's id
+from engine.memory.moves import Copy, Owner
 
 
 class Extent(NamedTuple):
@@ -33,7 +32,6 @@ class HostBlock:
     copies: int = 1  # in flight, in either direction: the one that fills it is the first
     landed: bool = False
     owners: dict[Owner, int] = field(default_factory=dict)  # live pages by owner
-    fetches: list[list[Owner]] = field(default_factory=list)  # for whom copies back are in flight, in their order
 
 
 class HostTier:
@@ -92,13 +90,12 @@ class HostTier:
         """Whether all of the owner's pages can be fetched."""
         return all(self.blocks[e.block].landed for layer in self._extents[owner].values() for e in layer)
 
-    def begin_fetch(self, block_id: int, owners: list[Owner]) -> None:
-        """A copy back to the device reads the block for its owners from now on, until `copied`."""
+    def begin_fetch(self, block_id: int) -> None:
+        """A copy back to the device reads the block from now on, until `copied`."""
         block = self.blocks[block_id]
         if not block.landed:
             raise RuntimeError(f"host block {block_id} is fetched before its copy has landed")
         block.copies += 1
-        block.fetches.append(owners)
         self._copies += 1
 
     def drop(self, owner: Owner, layer: int | None = None) -> None:
@@ -111,13 +108,13 @@ class HostTier:
             del self.blocks[block_id].owners[owner]
             self._free_if_dead(block_id)
 
-    def copied(self, block_id: int, out: bool, ok: bool) -> list[Owner]:
+    def copied(self, copy: Copy) -> list[Owner]:
         """A copy ended. Returns the owners whose KV is lost with it when it failed; their pages here are dropped."""
-        block = self.blocks[block_id]
+        block_id, block = copy.block, self.blocks[copy.block]
         block.copies -= 1
         self._copies -= 1
-        lost = list(block.owners) if out else block.fetches.pop(0)
-        if ok:
+        lost = list(block.owners if copy.out else copy.owners)
+        if copy.ok:
             block.landed, lost = True, []
         for owner in lost:
             self.drop(owner)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
+
+Owner = Hashable  # whoever pages belong to: a request's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,8 @@ class Move:
     block: int  # id of the host block
     layer: int
     pages: np.ndarray  # int32 [n] on the device: page i of the block comes from it, or goes there; -1 = not wanted
+    owners: tuple[Owner, ...] = ()  # of pages that come back
+    transient: bool = False  # pages count from the first transient page
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Copy:
     num_bytes: int
     start: float
     end: float
+    owners: tuple[Owner, ...] = ()  # the move's
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,4 +42,4 @@ class Stream:
 
     layer: int
     rows: np.ndarray  # int32 [n, 4]: slot, a, b, transient start: pages [a, b) of the slot lie there, one after another
-    fetches: tuple[Move, ...]  # their pages count from the first transient page
+    fetches: tuple[Move, ...]  # transient

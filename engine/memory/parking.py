@@ -120,8 +120,8 @@ class ParkingStore(PagedStore):
                     pages[e.offset : e.offset + e.end - e.start] = start - a + np.arange(e.start, e.end)
                     owners.setdefault(e.block, []).append(owner)
         for block in wanted:
-            self.tier.begin_fetch(block, owners[block])
-        return tuple(Move(False, block, layer, pages) for block, pages in wanted.items())
+            self.tier.begin_fetch(block)
+        return tuple(Move(False, i, layer, pages, tuple(owners[i]), transient=True) for i, pages in wanted.items())
 
     def _covered(self, owner: Owner, layer: int) -> int:
         """Pages of a layer that are on the host or on their way: [0, n)."""
@@ -130,8 +130,10 @@ class ParkingStore(PagedStore):
 
     def copied(self, copy: Copy) -> list[Owner]:
         """See `PagedStore`. Pages whose copy has landed leave the device."""
+        leaving, block = self._leaving.pop(copy.block, ()) if copy.out else (), self.tier.blocks[copy.block]
+        leaving = [part for part in leaving if part[1] in block.owners]  # the rest were dropped on the way
         lost = super().copied(copy)
-        for slot, owner, end in self._leaving.pop(copy.block, ()) if copy.out else ():
+        for slot, owner, end in leaving:
             if copy.ok and self._owners[slot] == owner:
                 begin = self.parked[slot, copy.layer, 1]
                 self.pool.free(self.table[slot, copy.layer, begin:end])

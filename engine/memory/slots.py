@@ -111,10 +111,10 @@ class SlotStore(ABC):
         host, mapped = cast(HostTier, self.host), self.pages(slot)[layer]
         self._arriving.add(slot)
         for e in host.extents(owner, layer):
-            host.begin_fetch(e.block, [owner])
+            host.begin_fetch(e.block)
             pages = np.full(host.blocks[e.block].num_pages, NOT_WANTED, np.int32)
             pages[e.offset : e.offset + e.end - e.start] = mapped[e.start : e.end]
-            self._moves.append(Move(False, e.block, layer, pages))
+            self._moves.append(Move(False, e.block, layer, pages, (owner,)))
 
     def forget(self, owner: Owner) -> None:
         """A swapped sequence is gone: its pages on the host die."""
@@ -132,7 +132,7 @@ class SlotStore(ABC):
 
     def copied(self, copy: Copy) -> list[Owner]:
         """A move has ended. Returns the owners whose KV is lost with it, if it failed."""
-        return cast(HostTier, self.host).copied(copy.block, copy.out, copy.ok)
+        return cast(HostTier, self.host).copied(copy)
 
     def take_freed_blocks(self) -> tuple[int, ...]:
         """Host blocks freed since the last call."""

@@ -33,7 +33,6 @@ class Plan:
     forced: np.ndarray | None  # int32 [R]: teacher forcing, -1 = take the sampled token; None: nowhere
     moves: tuple[Move, ...] = ()  # all outs before the step writes anything, each in before its layer is read
     streams: tuple[Stream, ...] = ()  # by layer
-    freed_blocks: tuple[int, ...] = ()  # host blocks that nobody will ask for any more
     num_preempted: int = 0
     repeat: int = 1  # this and the next repeat - 1 steps are identical decodes (the virtual clock fast-forwards)
 
@@ -52,6 +51,11 @@ class Plan:
     def num_prefill_tokens(self) -> int:
         """Prompt tokens whose KV this step computes."""
         return sum(len(p.tokens) for p in self.prefills)
+
+    @property
+    def all_moves(self) -> tuple[Move, ...]:
+        """`moves`, and what the streams fetch, in the order in which they were decided."""
+        return (*self.moves, *(move for stream in self.streams for move in stream.fetches))
 
     @property
     def empty(self) -> bool:

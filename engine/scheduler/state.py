@@ -177,24 +177,22 @@ class SchedulerState:
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
         index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
         self.length[rows] += 1
-        moves = self.store.take_moves()
-        num_preempted = self._preempted
-        if len(decode) or prefills or moves:  # otherwise the plan is empty and nobody will run it
-            self.step, self._preempted = self.step + 1, 0
-        return Plan(
-            step=self.step,
+        plan = Plan(
+            step=self.step + 1,
             decode_slots=decode,
             decode_tokens=tokens,
             decode_positions=positions,
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
             streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
-            moves=moves,
-            freed_blocks=self.store.take_freed_blocks(),
+            moves=self.store.take_moves(),
             sampling=self._sampling(rows, index),
             forced=self._forced(rows, index),
-            num_preempted=num_preempted,
+            num_preempted=self._preempted,
         )
+        if not plan.empty:  # an empty one is never submitted
+            self.step, self._preempted = plan.step, 0
+        return plan
 
     def _sampling(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
         rows = self.sampling.take(slots)  # a copy; a tenth of the time of [slots]

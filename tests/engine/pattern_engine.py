@@ -1,0 +1,91 @@
+"""Engines over a `PatternExecutor`, and what tests do with them."""
+
+from engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from engine.engine import Engine
+from engine.executor.memory_plan import MemoryPlan
+from engine.memory.host import HostTier
+from engine.memory.paged import PagedStore
+from engine.memory.pages import PagePool
+from engine.memory.parking import ParkingStore
+from engine.request import Phase, SamplingParams
+from tests.engine.pattern_executor import PAGE_BYTES, PatternExecutor, StepClock
+from tests.engine.pattern_model import MODEL, expected_output
+
+PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
+
+
+def pattern_engine(
+    pages: int = 20,
+    host_pages: int = 0,
+    chunk: int = 1,
+    page_size: int = 4,
+    num_slots: int = 4,
+    policy: str = "vllm_v0",
+    preemption: str | None = None,
+    async_depth: int = 1,
+    watermark: float = 0.0,
+    max_batched_tokens: int = 64,
+) -> Engine:
+    """An engine over a `PatternExecutor`, with poison and checks. `pages` of each layer; `host_pages` over all layers,
+    with which preempted requests are swapped by default, and layers can be parked."""
+    transient_pages = num_slots * -(-MODEL.max_context // page_size) if host_pages else 0
+    config = EngineConfig(
+        cache=CacheConfig(page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
+        scheduler=SchedulerConfig(
+            policy=policy,
+            max_num_seqs=num_slots,
+            watermark=watermark,
+            preemption=preemption or ("swap" if host_pages else "recompute"),
+        ),
+        debug_checks=True,
+        poison=True,
+        async_depth=async_depth,
+    )
+    sizes = PagePool(pages * MODEL.num_layers, MODEL.num_layers, chunk), num_slots, page_size, MODEL.max_context
+    if host_pages:
+        store = ParkingStore(*sizes, host=HostTier(host_pages), transient_pages=transient_pages)
+    else:
+        store = PagedStore(*sizes)
+    memory = MemoryPlan(store.num_pages, chunk, PAGE_BYTES, MODEL.max_context, "", max_batched_tokens, 0, 0, 0, 0)
+    clock = StepClock()
+    executor = PatternExecutor(store, clock, transient_pages)
+    engine = Engine(MODEL, config, memory, store, executor, clock)
+    executor.requests = engine.state.requests
+    return engine
+
+
+def serving(engine, *lengths, steps=3):
+    """Requests "a", "b", ... of these prompt lengths, some steps old."""
+    requests = []
+    for name, length in zip("abcdef", lengths, strict=False):
+        engine.add_request([ord(name)] * length, PARAMS, request_id=name)
+        requests.append(engine._live[name])
+    for _ in range(steps):
+        engine.step()
+    return requests
+
+
+def finish(engine, *requests):
+    """Serves to the end: everybody has the right tokens, nothing is left."""
+    steps = 0
+    while engine.has_work():
+        engine.step()
+        engine.state.check()
+        steps += 1
+        assert steps < 500, "no end"
+    for request in requests:
+        assert request.finish_reason == "abort" or request.output == expected_output(request)
+    assert engine.store.num_free_pages == engine.store.num_pages and engine.store.num_host_pages == 0
+    assert not engine.executor.blocks
+
+
+def swap_out(engine, request):
+    """The policy decides to swap somebody out."""
+    engine.state.preempt(request.slot, swap=True)
+    assert request.phase is Phase.SWAPPED
+
+
+def land_all(engine, out):
+    """All copies of a direction land."""
+    while engine.executor.lanes[out]:
+        engine.executor.land(out)

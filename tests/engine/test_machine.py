@@ -1,0 +1,309 @@
+"""Invariants 1 to 5 under everything that can happen to the host side, in any order, for every built-in policy.
+
+The machine knows each request's tokens beforehand (`pattern_executor.expected_output`), so whatever it does to the
+engine, an output must be the next piece of them. See `pattern_executor` for what a step checks.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from engine.errors import OutOfPages
+from engine.request import Phase, SamplingParams
+from engine.scheduler.policy import names
+from tests.engine.pattern_engine import pattern_engine
+from tests.engine.pattern_executor import Injected
+from tests.engine.pattern_model import MODEL, expected_output
+
+TOKENS, LAYERS = st.integers(0, MODEL.vocab_size - 1), st.integers(0, MODEL.num_layers - 1)
+POOLS = {1: (4, 17), 4: (4, 20), 32: (1, 96)}  # page size and pages per layer, by chunk size: one or two long sequences
+PLACES = ("coming in", "going out", "swapped", "prefilling", "waiting", "running")
+TROUBLE = ("poison", "submit", "half way", "collect", "allocate")
+LANDS = st.sampled_from([(), (True, False), (True,), (False,)])  # copies in these directions, by `out`
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.sampled_from([1, 9, 20, 30, 40]),
+    temperature=st.sampled_from([0, 0, 0.7]),
+    seed=st.none() | st.integers(0, 9),
+    stop_token_ids=st.lists(TOKENS, max_size=3).map(tuple),
+    ignore_eos=st.booleans(),
+    forced_tokens=st.lists(TOKENS, max_size=4).map(tuple),
+)
+PROMPTS = st.builds(
+    lambda start, n: (start * n)[:n], st.lists(TOKENS, min_size=1, max_size=4), st.sampled_from([1, 9, 13, 18, 40])
+)
+
+
+def event(**strategies):
+    """A rule that is followed by some steps, before each of which some copies land: hypothesis leaves whole rules out
+    of many examples, but not these."""
+
+    def wrap(method):
+        def happen(self, steps, lands, **kwargs):
+            method(self, **kwargs)
+            for _ in range(steps):
+                for out in lands:
+                    while self.executor.lanes[out]:
+                        self.executor.land(out)
+                self.step()
+
+        happen.__name__ = method.__name__
+        return rule(steps=st.sampled_from([1, 0, 2, 5]), lands=LANDS, **strategies)(happen)
+
+    return wrap
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Serves requests from one engine while everything that can fail does."""
+
+    policy = "vllm_v0"
+    seen: Counter  # what happened, over all examples
+
+    @initialize(
+        chunk=st.sampled_from(sorted(POOLS)),
+        host_pages=st.sampled_from([300, 100, 30, 0]),  # for all; for some; for hardly any; recompute
+        async_depth=st.integers(0, 1),
+        num_slots=st.integers(3, 6),
+        watermark=st.sampled_from([0.0, 0.1]),
+        budget=st.sampled_from([8, 64]),
+    )
+    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget):
+        """An idle engine."""
+        page_size, pages = POOLS[chunk]
+        self.engine = engine = pattern_engine(
+            pages,
+            host_pages,
+            chunk,
+            page_size,
+            num_slots,
+            policy=self.policy,
+            async_depth=async_depth,
+            watermark=watermark,
+            max_batched_tokens=budget,
+        )
+        self.executor, self.store, self.state = engine.executor, engine.store, engine.state
+        self.requests, self.tokens, self.done = {}, {}, set()
+        self.refusals = -1  # of the pool: allocations until it fails once
+        allocate = self.store.pool.allocate
+        self.store.pool.allocate = lambda counts: self.maybe_refuse() or allocate(counts)
+        self.arrive(
+            0, (), prompt=[1, 2, 3] * 5, params=SamplingParams(max_tokens=40), new=set("stuvwx")
+        )  # too many to fit
+
+    def maybe_refuse(self):
+        """Fails the allocation that `trouble` chose."""
+        self.refusals -= 1
+        if self.refusals == -1:
+            raise OutOfPages("injected")
+
+    @event(prompt=PROMPTS, params=PARAMS, new=st.sets(st.sampled_from("abcdefgh"), min_size=1, max_size=4))
+    def arrive(self, prompt, params, new):
+        """Some requests, under names that may have been used before."""
+        for name in sorted(new & self.done | new - set(self.requests)):
+            self.engine.add_request(prompt, params, request_id=name)
+            self.requests[name], self.tokens[name] = self.engine._live[name], []
+            self.done.discard(name)
+
+    def step(self):
+        """One step: with work left it collects something, unless it fails."""
+        progress, had_work = self.executor.progress, self.engine.has_work()
+        try:
+            outputs = self.engine.step()
+        except (Injected, OutOfPages) as error:
+            self.seen[str(error)] += 1
+            return
+        assert self.executor.progress > progress or not had_work, "a step with work left made no progress"
+        for out in outputs:
+            request, tokens = self.requests[out.request_id], self.tokens[out.request_id]
+            tokens += out.new_token_ids
+            expected = expected_output(request)
+            assert tokens == expected[: len(tokens)], "tokens depend on the schedule"
+            assert out.finished == (tokens == expected)
+            if out.finished:
+                assert out.finish_reason == ("stop" if tokens[-1] in request.stop_ids else "length")
+                self.done.add(out.request_id)
+                self.seen["finished"] += 1
+                self.seen["preempted"] += request.num_preemptions
+                self.seen["lost"] += request.lost
+
+    def place(self, request) -> str:
+        """Where a request is, and what moves it."""
+        if request.phase is Phase.SWAPPED:
+            return "swapped" if self.store.host.landed(request.id) else "going out"
+        if request.phase is Phase.WAITING:
+            return "waiting"
+        if any(request.id in move.owners for move in self.executor.lanes[False]):
+            return "coming in"
+        prefilling = not request.output and request.in_flight
+        return "prefilling" if prefilling else "running"
+
+    @precondition(lambda self: len(self.done) < len(self.requests))
+    @event(anywhere=st.sampled_from([False, False, True]))
+    def abort(self, anywhere):
+        """Somebody in the rarest place, or nobody when all are in common ones."""
+        live = [(PLACES.index(self.place(r)), name) for name, r in self.requests.items() if name not in self.done]
+        place, name = min(live)
+        if PLACES[place] in ("waiting", "running") and not anywhere:
+            return
+        assert self.engine.abort(name) and not self.engine.abort(name)
+        self.done.add(name)
+        self.seen["abort " + PLACES[place]] += 1
+
+    @precondition(lambda self: len(self.state.running))
+    @event(index=st.integers(0, 3))
+    def swap_out(self, index):
+        """Somebody is swapped out whom the policy would have kept, in any phase of its prefill or decode."""
+        slot = int(self.state.running[index % len(self.state.running)])
+        if self.store.can_swap_out(slot):
+            self.state.preempt(slot, swap=True)
+            self.seen["swapped out"] += 1
+
+    @precondition(lambda self: self.store.host is not None and len(self.state.running))
+    @event(layers=st.sets(LAYERS, min_size=1), which=st.integers(1, 7))
+    def park(self, layers, which):
+        """Full pages of some layers of some sequences leave, in one block per layer."""
+        slots = [slot for i, slot in enumerate(self.state.running.tolist()) if which >> i & 1]
+        owners = [request.id for request in self.state.owners(slots)]
+        for layer in sorted(layers):
+            try:
+                ends = self.state.cached[slots] // self.store.page_size
+                self.seen["parked"] += self.store.park(layer, slots, owners, ends.tolist()) > 0
+            except OutOfPages:
+                self.seen["host tier full"] += 1
+
+    @precondition(lambda self: self.at_home_again())
+    @event(index=st.integers(0, 7))
+    def bring_home(self, index):
+        """A parked layer of a sequence gets pages on the device again."""
+        places = self.at_home_again()
+        try:
+            self.store.bring_home(*places[index % len(places)])
+            self.seen["came home"] += 1
+        except OutOfPages as error:
+            self.seen[str(error)] += 1
+
+    def at_home_again(self) -> list[tuple[int, int]]:
+        """(slot, layer) of what is parked, all of it landed, and fits the device."""
+        if self.store.host is None:
+            return []
+        parked = np.argwhere(self.store.parked[..., 0] < self.store.parked[..., 1]).tolist()
+        return [(slot, layer) for slot, layer in parked if self.fits_home(slot, layer)]
+
+    def fits_home(self, slot: int, layer: int) -> bool:
+        """Whether a parked layer may come home now."""
+        a, b = self.store.parked[slot, layer].tolist()
+        extents = self.store.host.extents(self.state.requests[slot].id, layer)
+        return extents[-1].end == b and self.store.pool.fits(np.eye(MODEL.num_layers, dtype=int)[layer] * (b - a))
+
+    @precondition(lambda self: self.store.copies_in_flight)
+    @event(out=st.booleans(), count=st.sampled_from([9, 1, 2]), ok=st.sampled_from([True, True, True, False]))
+    def copies_end(self, out, count, ok):
+        """The oldest copies of a lane land; or a copy out fails."""
+        for _ in range(min(count, len(self.executor.lanes[out]))):
+            self.executor.land(out, ok)
+
+    @precondition(lambda self: self.store.host is not None)
+    @event(out=st.booleans(), ok=st.booleans())
+    def choose_what_a_wait_brings(self, out, ok):
+        """Which copy ends when the engine has nothing to do but wait, and how."""
+        self.executor.wait_lands = out, ok
+
+    @precondition(lambda self: self.store.host is not None)
+    @event(out=st.booleans(), count=st.integers(1, 4))
+    def copies_will_fail(self, out, count):
+        """The next copies of a direction will not start."""
+        self.executor.fail_start[out] = count
+
+    @event(kind=st.sampled_from(TROUBLE), after=st.integers(0, 3), happens=st.sampled_from([False, False, True]))
+    def trouble(self, kind, after, happens):
+        """The next call of a kind will fail, or an allocation after it. Not always: it starts everything over."""
+        if not happens:
+            return
+        if kind == "allocate":
+            self.refusals = after
+        else:
+            self.executor.fail.add(kind)
+
+    @invariant()
+    def consistent(self):
+        """Books, queues and what the executor really holds agree."""
+        if not hasattr(self, "engine"):
+            return
+        self.state.check()
+        assert self.store.pool.refcount.max() <= 1, "nothing is shared, yet a page has two owners"
+        host = self.store.host
+        if host is None:
+            return
+        assert set(self.executor.blocks) <= set(host.blocks), "the executor holds a block that nobody needs"
+        assert all(i in self.executor.blocks for i, b in host.blocks.items() if b.landed), "a block's bytes are gone"
+        for name, request in self.requests.items():
+            if not host.holds(name):
+                assert request.phase is not Phase.SWAPPED
+                continue
+            ends = [self.end_of(host.extents(name, layer)) for layer in range(MODEL.num_layers)]
+            if request.phase is Phase.SWAPPED:
+                assert ends == ends[:1] * MODEL.num_layers, "a sequence is on the host in part"
+                assert ends[0] * self.store.page_size >= request.cached
+            else:
+                assert request.phase is Phase.RUNNING and (self.store.parked[request.slot, :, 1] <= ends).all()
+
+    @staticmethod
+    def end_of(extents) -> int:
+        """Pages that the extents of a layer hold: [0, n) without a gap."""
+        end = 0
+        for e in extents:
+            assert e.start == end, "the pages of a layer have a gap on the host, or are there twice"
+            end = e.end
+        return end
+
+    def teardown(self):
+        """Without further trouble everybody is served soon, and nothing is left."""
+        if not hasattr(self, "engine"):
+            return
+        self.executor.fail.clear()
+        self.executor.fail_start, self.executor.wait_lands = {True: 0, False: 0}, (True, True)
+        self.refusals = -1
+        bound = 50 + sum(3 * r.max_length for n, r in self.requests.items() if n not in self.done) * 3
+        for _ in range(bound):
+            if not self.engine.has_work():
+                break
+            self.step()
+            self.consistent()
+        assert not self.engine.has_work(), "work is left"
+        assert self.done == set(self.requests), "a request was forgotten"
+        assert self.store.num_free_pages == self.store.num_pages and self.store.num_free_slots == self.store.num_slots
+        assert self.store.num_host_pages == 0 and not self.executor.blocks and not self.executor.ended
+
+
+def run(policy: str, **options) -> Counter:
+    """Runs the machine under a policy and returns what happened how often."""
+    machine = type("Machine", (EngineMachine,), {"policy": policy, "seen": Counter()})
+    health = list(HealthCheck)
+    run_state_machine_as_test(machine, settings=settings(deadline=None, suppress_health_check=health, **options))
+    return machine.seen
+
+
+@pytest.mark.parametrize("policy", names())
+def test_every_invariant_in_every_order(policy):
+    """Quick: the same examples at every run, and enough of everything in them."""
+    seen = run(policy, max_examples=100, stateful_step_count=60, derandomize=True)
+    wanted = ["finished", "preempted", "lost", *TROUBLE[:4], "injected", *("abort " + p for p in PLACES)]
+    assert all(seen[what] >= 5 for what in wanted), seen
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", names())
+def test_every_invariant_in_every_order_at_length(policy):
+    """The same, over many more examples, and longer ones."""
+    run(policy, max_examples=1500, stateful_step_count=150)
