@@ -12,12 +12,12 @@ from hypothesis import given
 
 from engine.request import SamplingParams
 from engine.scheduler.policy import register_policy
+from engine.scheduler.state import NOBODY
 from tests.engine.test_fuzz import CompileCount
 from tests.engine.test_same_tokens import LOADS, MODELS, OUTPUT, RELAXED, check_close, plain, serve
 from tests.engine.tiny import NARROW, prompts, tiny_engine
 
 CONTEXT = 112  # the longest prompt and its output
-NOBODY = np.empty(0, np.int32)
 
 
 @register_policy("restless")
@@ -38,13 +38,13 @@ class Restless:
             decode = decode[:-1]
         else:
             prefills = []
-            while state.waiting and state.store.fits(state.waiting[0].num_tokens):
-                prefills.append(state.prefill(state.admit(state.waiting.popleft())))
+            while state.waiting and state.store.fits(state.waiting.head.num_tokens):
+                prefills.append(state.prefill(state.admit(state.waiting.head)))
             if prefills:
                 return state.make_plan(NOBODY, prefills)
             back = []
-            while state.swapped and state.store.can_swap_in(state.swapped[0].id, state.swapped[0].num_tokens):
-                back.append(state.swap_in(state.swapped[0]))
+            while state.swapped and state.store.can_swap_in(state.swapped.head.id, state.swapped.head.num_tokens):
+                back.append(state.swap_in(state.swapped.head))
             decode = np.concatenate([decode, np.array(back, np.int32)])
         state.store.grow(decode, state.length[decode])
         return state.make_plan(decode, [])
