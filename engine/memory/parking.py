@@ -37,7 +37,7 @@ class ParkingStore(PagedStore):
         self.parked = np.zeros((self.num_slots, self.pool.num_layers, 2), np.int32)  # [a, b) by (slot, layer)
         self._owners: list[Owner | None] = [None] * self.num_slots  # of slots with pages on the host, or on their way
         self._leaving: dict[int, list[tuple[int, Owner, int]]] = {}  # by block: (slot, owner, b once it has landed)
-        self._entries: list[np.ndarray] = []  # deltas of single layers
+        self._homecomings: list[tuple[int, int, int, int]] = []  # (layer, slot, a, b) mapped since the last deltas
 
     def park(self, layer: int, slots: Sequence[int], owners: Sequence[Owner], ends: Sequence[int]) -> int:
         """Sends pages up to `ends[i]` of one layer of each sequence to the host in one block. They must be written by
@@ -74,9 +74,7 @@ class ParkingStore(PagedStore):
         counts = np.zeros(self.pool.num_layers, np.int64)
         counts[layer] = b - a
         self.table[slot, layer, a:b] = self.pool.allocate(counts)
-        delta = np.empty((b - a, 4), np.int32)
-        delta[:, 0], delta[:, 1], delta[:, 2], delta[:, 3] = layer, slot, np.arange(a, b), self.table[slot, layer, a:b]
-        self._entries.append(delta)
+        self._homecomings.append((layer, slot, a, b))
         self._fetch(owner, layer, slot)
         self.tier.drop(owner, layer)
         self.parked[slot, layer] = 0
@@ -168,6 +166,10 @@ class ParkingStore(PagedStore):
         return (index < ranges[:, :1]) | (index >= ranges[:, 1:])
 
     def take_deltas(self) -> np.ndarray:
-        """See `PagedStore`."""
-        entries, self._entries = self._entries, []
-        return np.concatenate([super().take_deltas(), *entries]) if entries else super().take_deltas()
+        """See `PagedStore`: these too say what holds now."""
+        deltas, homecomings, self._homecomings = [super().take_deltas()], self._homecomings, []
+        for layer, slot, a, b in homecomings:
+            delta = np.empty((b - a, 4), np.int32)
+            delta[:, 0], delta[:, 1], delta[:, 2], delta[:, 3] = layer, slot, np.arange(a, b), self.table[slot, layer, a:b]
+            deltas.append(delta)
+        return np.concatenate(deltas) if homecomings else deltas[0]
