@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.memory.moves import Copy, Move
-from engine.memory.paged import NOT_WANTED, PagedStore
+from engine.memory.paged import PagedStore
+from engine.memory.slots import NOT_WANTED
 from engine.request import Request
 from engine.scheduler.plan import Plan, StepResult
 from tests.engine.pattern_model import EMPTY, LOST, patterns, sampled_token, sequence_token

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from engine.request import SamplingParams
-from engine.scheduler.policy import register_policy
 from engine.scheduler.vllm_v0 import VllmV0
 from tests.engine.tiny import SLIDING, WIDE, prompts, tiny_engine
 
 LENGTHS, PARAMS = [90, 40, 65, 17, 33], SamplingParams(max_tokens=30, ignore_eos=True)
 
 
-@register_policy("parks-at-random")
 class ParksAtRandom(VllmV0):
     """`vllm_v0` that parks full pages of random layers of running sequences before each step, and brings some home."""
 
@@ -57,7 +55,7 @@ def test_parked_layers_change_no_bit(model, preemption, num_pages, async_depth):
     engine = tiny_engine(
         model,
         num_pages=num_pages,
-        policy="parks-at-random",
+        policy=f"{__name__}:ParksAtRandom",
         host_pages=200,
         transient_pages=40,
         preemption=preemption,

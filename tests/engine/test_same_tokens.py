@@ -17,6 +17,7 @@ from tests.engine.identity import (
     OUTPUT,
     RELAXED,
     check_bit_identical,
+    check_close,
     plain,
     plain_engine,
     serve,
@@ -57,16 +58,6 @@ def test_a_deterministic_logits_are_bit_identical_at_length(policy, cache, load,
 def test_the_small_pools_do_preempt(policy, preemption, async_depth):
     """The loads above mean nothing if nobody is ever preempted."""
     assert check_bit_identical("wide", 16, FULL_POOL, policy=policy, preemption=preemption, async_depth=async_depth) > 0
-
-
-def check_close(expected: np.ndarray, got: np.ndarray, tolerance: float = 2e-5) -> None:
-    """Check (b) over all positions of one load. expected, got: float32 [n, V]; tolerance: of the largest logit."""
-    tolerance = tolerance * np.abs(expected).max()
-    assert np.abs(got - expected).max() <= tolerance
-    best = np.sort(expected, -1)
-    close = best[:, -1] - best[:, -2] < 2 * tolerance
-    differs = got.argmax(-1) != expected.argmax(-1)
-    assert not (differs & ~close).any() and differs.mean() <= 0.005
 
 
 @pytest.mark.parametrize("name, page_size", [("sliding", 16), ("narrow", 1)])

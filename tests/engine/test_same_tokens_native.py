@@ -11,16 +11,14 @@ import pytest
 from hypothesis import given
 
 from engine.request import SamplingParams
-from engine.scheduler.policy import register_policy
 from engine.scheduler.state import NOBODY
+from tests.engine.identity import LOADS, MODELS, OUTPUT, RELAXED, check_close, plain, serve
 from tests.engine.test_fuzz import CompileCount
-from tests.engine.test_same_tokens import LOADS, MODELS, OUTPUT, RELAXED, check_close, plain, serve
 from tests.engine.tiny import NARROW, prompts, tiny_engine
 
 CONTEXT = 112  # the longest prompt and its output
 
 
-@register_policy("restless")
 class Restless:
     """Admits what fits, brings back what was swapped, and preempts the youngest in every fifth step."""
 
@@ -59,7 +57,7 @@ def native_engine(name: str, page_size: int, deterministic: bool, preemption: st
         page_size=page_size,
         store="native",
         max_context=CONTEXT,
-        policy="restless",
+        policy=f"{__name__}:Restless",
         host_pages=3 * -(-CONTEXT // page_size),
         preemption=preemption,
         deterministic=deterministic,
@@ -73,7 +71,7 @@ def native_engine(name: str, page_size: int, deterministic: bool, preemption: st
 @given(load=LOADS)
 def test_a_native_logits_are_bit_identical(name, page_size, async_depth, preemption, load):
     """One tile body for both views: every bit of every logit."""
-    lengths, gaps = load
+    lengths, gaps = zip(*load, strict=True)
     prompt_list = prompts(lengths)
     params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True)] * len(lengths)
     engine = native_engine(name, page_size, True, preemption, async_depth)
@@ -89,7 +87,7 @@ def test_a_native_logits_are_bit_identical(name, page_size, async_depth, preempt
 @given(load=LOADS)
 def test_b_native_teacher_forced_logits_are_close(name, page_size, async_depth, load):
     """Default buckets."""
-    lengths, gaps = load
+    lengths, gaps = zip(*load, strict=True)
     prompt_list = prompts(lengths)
     expected = [plain(name, tuple(p), False) for p in prompt_list]
     params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True, forced_tokens=t) for t, _ in expected]
@@ -114,7 +112,7 @@ def test_swapped_sequences_do_move(async_depth):
 def test_a_native_engine_compiles_nothing_after_warm_up():
     """Prefill, decode, preemption by swap and back."""
     engine = tiny_engine(
-        NARROW, num_pages=16, max_context=128, store="native", policy="restless", host_pages=16, preemption="swap",
+        NARROW, num_pages=16, max_context=128, store="native", policy=f"{__name__}:Restless", host_pages=16, preemption="swap",
         max_num_seqs=2, max_tiles=2, poison=False, capture_logits=False,
     )  # fmt: skip
     compiles = CompileCount()

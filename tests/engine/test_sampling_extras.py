@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.request import SamplingParams
+from tests.engine.identity import OUTPUT, plain, plain_engine, serve, small_engine
 from tests.engine.test_output_text import Pieces
-from tests.engine.test_same_tokens import OUTPUT, engine_of, plain, plain_engine, serve
 from tests.engine.tiny import prompts, tiny_engine
 
 
@@ -69,7 +69,7 @@ def test_extras_change_nobody_elses_tokens_and_survive_preemption():
         {"temperature": 1.2, "seed": 3, "min_p": 0.2, "min_tokens": 8, "stop_token_ids": (stop, 7, 9)},
     ]
     params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True, **k) for k in kinds]
-    together, preemptions = serve(engine_of("wide", 16, True, True), prompt_list, params, [0] * 4)
+    together, preemptions = serve(small_engine("wide", 16, True), prompt_list, params, [0] * 4)
     assert preemptions > 0
     for prompt, p, got in zip(prompt_list, params, together, strict=True):
         (alone,) = plain_engine("wide", True).generate([prompt], p)

@@ -31,7 +31,7 @@ def same_tokens():
     import numpy as np
 
     from engine.request import SamplingParams
-    from tests.engine.test_same_tokens import OUTPUT, check_close, serve
+    from tests.engine.identity import OUTPUT, check_close, serve
     from tests.engine.tiny import WIDE, prompts, tiny_engine
 
     model = WIDE.replace(name="all-kinds", qkv_bias=True, qk_norm=True, tie_embeddings=True)

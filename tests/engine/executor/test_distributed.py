@@ -10,7 +10,7 @@ import pytest
 
 from engine.models.weights import export_hf, init_params
 from experiments.convert_checkpoint import convert_hf
-from tests.engine.test_same_tokens import check_close
+from tests.engine.identity import check_close
 from tests.engine.tiny import WIDE, prompts
 from tests.experiments import programs
 
