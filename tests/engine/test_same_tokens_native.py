@@ -112,8 +112,8 @@ def test_swapped_sequences_do_move(async_depth):
 def test_a_native_engine_compiles_nothing_after_warm_up():
     """Prefill, decode, preemption by swap and back."""
     engine = tiny_engine(
-        NARROW, num_pages=16, max_context=128, store="native", policy=f"{__name__}:Restless", host_pages=16, preemption="swap",
-        max_num_seqs=2, max_tiles=2, poison=False, capture_logits=False,
+        NARROW, num_pages=16, max_context=128, store="native", policy=f"{__name__}:Restless", host_pages=16,
+        preemption="swap", max_num_seqs=2, max_tiles=2, poison=False, capture_logits=False,
     )  # fmt: skip
     compiles = CompileCount()
     engine.warmup()
