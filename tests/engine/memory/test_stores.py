@@ -5,6 +5,8 @@ of its (sequence, layer, page). At every step the marks written before must be w
 sequences that went to the host and came back elsewhere.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -155,8 +157,9 @@ class StoreMachine(RuleBasedStateMachine):
     def one_copy_ends(self, data, ok):
         """In any order; a failed one loses the sequences it was for."""
         copy = self.copies.pop(data.draw(st.integers(0, len(self.copies) - 1)))
-        lost = self.store.copied(Copy(copy.out, copy.block, copy.layer, ok, 0, 0.0, 0.0))
-        assert not (ok and lost)
+        expected = [] if ok else list(self.host.blocks[copy.block].owners if copy.out else copy.owners)
+        lost = self.store.copied(replace(copy, ok=ok))
+        assert lost == expected
         if ok and copy.out:
             self.landed.add(copy.block)
         for owner in lost:
@@ -181,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
                 wanted = move.pages >= 0
                 assert not unmapped[move.pages[wanted]].any(), "a closed sequence is still fetched"
                 self.arena[move.pages[wanted]] = self.blocks[move.block][wanted]
-            self.copies.append(Copy(move.out, move.block, move.layer, True, 0, 0.0, 0.0))
+            self.copies.append(Copy(move.out, move.block, move.layer, True, 0, 0.0, 0.0, move.owners))
         for block in self.store.take_freed_blocks():
             del self.blocks[block]
         self.arriving.clear()
