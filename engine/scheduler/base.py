@@ -9,6 +9,8 @@ import numpy as np
 from engine.config import SchedulerConfig
 from engine.scheduler.state import SchedulerState
 
+Tokens = tuple[np.ndarray, np.ndarray]  # slots int32 [n], and how many tokens each computes in a step int32 [n]
+
 
 class BasePolicy:
     """Constructed as every policy is: with the configuration, the state and the token budget of a step."""
@@ -28,16 +30,11 @@ class BasePolicy:
         """Pages that an admission leaves free. Alone a request may have them all: it must be able to finish."""
         return self._watermark_pages if len(self.state.running) else 0
 
-    def make_room(
-        self, wanted: Callable[[], tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+    def make_room(self, wanted: Callable[[], Tokens]) -> tuple[Tokens, int]:
         """Maps pages for the next tokens of running sequences, preempting one after the other while they do not fit.
 
-        Args:
-          wanted: slots [n] and how many tokens each computes [n]; asked again after each preemption.
-
-        Returns:
-          what `wanted` said last, and how many were preempted.
+        `wanted` says who computes how many; it is asked again after each preemption. Returns what it said last, and how
+        many were preempted.
         """
         state, num_preempted = self.state, 0
         while True:

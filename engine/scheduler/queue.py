@@ -39,9 +39,6 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._live)
 
-    def __contains__(self, request: Request) -> bool:
-        return request in self._live
-
     def __iter__(self) -> Iterator[Request]:
         """All requests in order; O(n log n)."""
         return iter(self.first(len(self)))

@@ -105,7 +105,7 @@ class SchedulerState:
 
     def victim(self, slots: np.ndarray) -> int:
         """Which of these sequences is preempted first: the one that would be last in the queue."""
-        return max(slots.tolist(), key=lambda slot: rank(self.owners([slot])[0], self.waiting.order))
+        return max(self.owners(slots), key=lambda request: rank(request, self.waiting.order)).slot
 
     def owners(self, slots: Iterable[int]) -> list[Request]:
         """The requests that hold these slots."""

@@ -6,9 +6,11 @@ What remains goes to sequences that return from the host and then to new admissi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from engine.scheduler.base import BasePolicy
+from engine.scheduler.base import BasePolicy, Tokens
 from engine.scheduler.plan import Plan
 
 
@@ -31,8 +33,8 @@ class TokenBudgetPolicy(BasePolicy):
         decode, chunks = slots[scheduled & ~prefills], np.flatnonzero(scheduled & prefills)
         return state.make_plan(decode, [state.prefill(int(slots[i]), int(counts[i])) for i in chunks])
 
-    def _next_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Slots of the running sequences [n] and how many tokens each computes [n], int32."""
+    def _next_tokens(self) -> Tokens:
+        """The running sequences and their shares of the budget."""
         state = self.state
         slots = state.unfinished()
         left = state.prefill_length[slots] - state.cached[slots]  # <= 0: decodes
@@ -43,7 +45,7 @@ class TokenBudgetPolicy(BasePolicy):
         ahead = np.cumsum(wanted, dtype=np.int32) - wanted
         return slots, np.clip(self.max_batched_tokens - ahead, 0, wanted)
 
-    def _admissions(self, budget: int):
+    def _admissions(self, budget: int) -> Iterator[tuple[int, int]]:
         """Yields (slot, tokens) of sequences that start or return in this step."""
         state = self.state
         while budget > 0 and (slot := self.swap_in()) is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.scheduler.base import BasePolicy
+from engine.scheduler.base import BasePolicy, Tokens
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.policy import register_policy
 from engine.scheduler.state import NOBODY
@@ -45,7 +45,7 @@ class VllmV0(BasePolicy):
             budget -= head.num_tokens
         return prefills
 
-    def _next_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+    def _next_tokens(self) -> Tokens:
         """One token of every sequence that can decode."""
         decode = self.state.decodable()
         return decode, np.ones_like(decode)
