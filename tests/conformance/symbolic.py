@@ -69,7 +69,9 @@ class SymbolicExecutor:
         return plan, self._run(plan)
 
     def _end(self, move) -> None:
-        self._copies.append(Copy(move.out, move.block, move.layer, True, 0, self.clock.time, self.clock.time))
+        self._copies.append(
+            Copy(move.out, move.block, move.layer, True, 0, self.clock.time, self.clock.time, move.owners)
+        )
 
     def _run(self, plan: Plan) -> np.ndarray:
         rows = []
@@ -100,13 +102,18 @@ class SymbolicExecutor:
         assert (layers == layers[0]).all() and (layers != UNWRITTEN).all(), "what is read was never written"
         return layers[0]
 
-    def collect(self, ticket) -> StepResult:
-        plan, tokens = ticket
-        return StepResult(tokens, None, float(plan.step), self.clock.time, self.wait_for_copies())
+    def abandon(self, moves):
+        """Nothing is begun before a step runs."""
+        return ()
 
-    def drop(self, blocks: tuple[int, ...]) -> None:
+    def drop(self, blocks) -> None:
+        """Blocks that nobody will ask for."""
         for block in blocks:
             del self._blocks[block]
+
+    def collect(self, ticket) -> StepResult:
+        plan, tokens = ticket
+        return StepResult(tokens, None, float(plan.step), self.clock.time, copies=self.wait_for_copies())
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         copies, self._copies = tuple(self._copies), []

@@ -34,6 +34,9 @@ class FakeExecutor:
         self.clock.time += 1.0
         return plan, start
 
+    def abandon(self, moves):
+        return ()
+
     def collect(self, ticket) -> StepResult:
         plan, start = ticket
         tokens = np.array([self.answer(int(s)) for s in plan.sampled_slots], np.int32)

@@ -48,6 +48,9 @@ class TimedExecutor:
     def submit(self, plan):
         return plan, self._clock.now()
 
+    def abandon(self, moves):
+        return ()
+
     def collect(self, ticket) -> StepResult:
         plan, submitted = ticket
         start = max(submitted, self._last_end)
