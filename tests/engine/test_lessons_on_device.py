@@ -1,4 +1,4 @@
-"""The lessons of `test_lessons.py` that only the real executor can show: programs, lanes, pinned memory, a paced link."""
+"""The lessons of `test_lessons.py` that need the real executor: programs, lanes, pinned memory, a paced link."""
 
 import gc
 import threading
