@@ -36,7 +36,6 @@ POOLS = {
 }  # page size, pages per layer
 PLACES = ("coming in", "going out", "swapped", "prefilling", "waiting", "running")
 TROUBLE = ("poison", "submit", "half way", "collect", "allocate")
-HAPPENED = ("finished", "preempted", "swapped out", "lost", "parked", "came home", "injected", *TROUBLE[:-1])
 LANDS = st.sampled_from([(), (True, False), (True,), (False,)])  # copies in these directions, by `out`
 PARAMS = st.builds(
     SamplingParams,
@@ -307,14 +306,15 @@ def run(policy: str, **options) -> Counter:
 
 @pytest.mark.parametrize("policy", names())
 def test_every_invariant_in_every_order(policy):
-    """Quick: the same examples at every run, with a bit of everything in them."""
+    """Quick: the same examples at every run."""
     seen = run(policy, max_examples=40, stateful_step_count=60, derandomize=True)
-    assert all(seen[what] for what in HAPPENED), seen
+    assert all(seen[what] for what in ("finished", "preempted", "swapped out", "lost")), seen
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("policy", names())
 def test_every_invariant_in_every_order_at_length(policy):
-    """The same, over many more examples, other ones each time, and with aborts in every place."""
+    """The same, over many more examples, other ones each time, with everything in them that can happen."""
     seen = run(policy, max_examples=1000, stateful_step_count=80)
-    assert all(seen[what] for what in [*HAPPENED, *("abort " + place for place in PLACES)]), seen
+    happened = ("preempted", "swapped out", "lost", "parked", "came home", "host tier full", "injected", *TROUBLE[:-1])
+    assert all(seen[what] >= 20 for what in [*happened, *("abort " + place for place in PLACES)]), seen
