@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
-Owner = Hashable  # whoever pages belong to: a request's id
+Owner = str  # whoever pages belong to: the id of a request
 
 
 @dataclass(frozen=True, slots=True)

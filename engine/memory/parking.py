@@ -170,11 +170,6 @@ class ParkingStore(PagedStore):
         deltas, homecomings, self._homecomings = [super().take_deltas()], self._homecomings, []
         for layer, slot, a, b in homecomings:
             delta = np.empty((b - a, 4), np.int32)
-            delta[:, 0], delta[:, 1], delta[:, 2], delta[:, 3] = (
-                layer,
-                slot,
-                np.arange(a, b),
-                self.table[slot, layer, a:b],
-            )
+            delta[:, :2], delta[:, 2], delta[:, 3] = (layer, slot), np.arange(a, b), self.table[slot, layer, a:b]
             deltas.append(delta)
         return np.concatenate(deltas) if homecomings else deltas[0]

@@ -4,9 +4,7 @@ from engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.executor.memory_plan import MemoryPlan
 from engine.memory.host import HostTier
-from engine.memory.paged import PagedStore
-from engine.memory.pages import PagePool
-from engine.memory.parking import ParkingStore
+from engine.memory.stores import make_store
 from engine.request import Phase, SamplingParams
 from tests.engine.pattern_executor import PAGE_BYTES, PatternExecutor, StepClock
 from tests.engine.pattern_model import MODEL, expected_output
@@ -25,12 +23,14 @@ def pattern_engine(
     async_depth: int = 1,
     watermark: float = 0.0,
     max_batched_tokens: int = 64,
+    store: str = "paged",
 ) -> Engine:
     """An engine over a `PatternExecutor`, with poison and checks. `pages` of each layer; `host_pages` over all layers,
     with which preempted requests are swapped by default, and layers can be parked."""
-    transient_pages = num_slots * -(-MODEL.max_context // page_size) if host_pages else 0
+    parks = host_pages and store == "paged"
+    transient_pages = num_slots * -(-MODEL.max_context // page_size) if parks else 0
     config = EngineConfig(
-        cache=CacheConfig(page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
+        cache=CacheConfig(store, page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
         scheduler=SchedulerConfig(
             policy=policy,
             max_num_seqs=num_slots,
@@ -41,15 +41,12 @@ def pattern_engine(
         poison=True,
         async_depth=async_depth,
     )
-    sizes = PagePool(pages * MODEL.num_layers, MODEL.num_layers, chunk), num_slots, page_size, MODEL.max_context
-    if host_pages:
-        store = ParkingStore(*sizes, host=HostTier(host_pages), transient_pages=transient_pages)
-    else:
-        store = PagedStore(*sizes)
-    memory = MemoryPlan(store.num_pages, chunk, PAGE_BYTES, MODEL.max_context, "", max_batched_tokens, 0, 0, 0, 0)
+    sizes = pages * MODEL.num_layers, MODEL.num_layers, chunk, num_slots, page_size, MODEL.max_context
+    kv = make_store(store, *sizes, HostTier(host_pages) if host_pages else None, transient_pages)
+    memory = MemoryPlan(kv.num_pages, chunk, PAGE_BYTES, MODEL.max_context, "", max_batched_tokens, 0, 0, 0, 0)
     clock = StepClock()
-    executor = PatternExecutor(store, clock, transient_pages)
-    engine = Engine(MODEL, config, memory, store, executor, clock)
+    executor = PatternExecutor(kv, clock, transient_pages)
+    engine = Engine(MODEL, config, memory, kv, executor, clock)
     executor.requests = engine.state.requests
     return engine
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.memory.moves import Copy, Move
-from engine.memory.paged import PagedStore
-from engine.memory.slots import NOT_WANTED
+from engine.memory.slots import NOT_WANTED, SlotStore
 from engine.request import Request
 from engine.scheduler.plan import Plan, StepResult
 from tests.engine.pattern_model import EMPTY, LOST, patterns, sampled_token, sequence_token
@@ -63,11 +62,11 @@ class Ticket:
 class PatternExecutor:
     """Implements `Executor`. `requests`: whose each slot is, so that it knows what a read must find."""
 
-    def __init__(self, store: PagedStore, clock: StepClock, transient_pages: int):
-        self.clock, self.page_size, self.num_layers = clock, store.page_size, store.pool.num_layers
+    def __init__(self, store: SlotStore, clock: StepClock, transient_pages: int):
+        self.clock, self.page_size, self.num_layers, self.view = clock, store.page_size, store.num_layers, store.view
         self.requests: list[Request | None] = []
         self.serials: dict[Request, int] = {}
-        self.transient = store.pool.arena_pages  # the first transient page
+        self.transient = store.arena_pages  # the first transient page
         self.arena = np.full((self.transient + transient_pages, store.page_size), EMPTY, np.int64)  # [P, S]
         self.table = np.zeros((self.num_layers, store.num_slots, store.table_width), np.int32)
         self.last_tokens = np.zeros(store.num_slots, np.int64)
@@ -213,7 +212,7 @@ class PatternExecutor:
     def _where(self, layer: int, slot: int, positions: np.ndarray, parked: list[int] | None = None):
         """Page and place in it of each position. `parked`: [a, b) and the first transient page of these."""
         index = positions // self.page_size
-        pages = self.table[layer, slot, index]
+        pages = self.table[layer, slot, 0] + index if self.view == "run" else self.table[layer, slot, index]
         if parked is not None:
             a, b, first = parked
             pages = np.where((index >= a) & (index < b), index - a + first + self.transient, pages)

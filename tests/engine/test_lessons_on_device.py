@@ -1,4 +1,4 @@
-"""The lessons of `test_lessons.py` that only the real executor can show: programs, lanes, pinned memory, pacing."""
+"""The lessons of `test_lessons.py` that need the real executor: programs, lanes, pinned memory, a paced link."""
 
 import gc
 import threading
@@ -56,7 +56,8 @@ def test_a_paced_link_changes_no_bit_and_every_byte_is_accounted(undisturbed, as
     submit = engine.executor.submit
 
     def watched(plan):
-        moved.update({(m.out, m.layer): len(m.pages) for m in plan.moves})
+        for m in plan.moves:
+            moved[m.out, m.layer] += len(m.pages)
         return submit(plan)
 
     engine.executor.submit = watched
