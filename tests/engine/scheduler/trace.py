@@ -10,6 +10,8 @@ from engine.request import SamplingParams
 from engine.scheduler.plan import Plan
 from tests.conformance.symbolic import symbolic_engine
 
+STEPS = 200
+
 
 class Trace:
     """Follows an engine from its executor's point of view: `lines` has one line per submitted plan."""
@@ -25,10 +27,12 @@ class Trace:
         self.engine.add_request([1] * prompt, params, request_id=name, priority=priority)
 
     def run(self) -> list[str]:
-        """Serves everything; returns the lines."""
-        while self.engine.has_work():
+        """Serves everything, in at most as many steps as any test needs; returns the lines."""
+        for _ in range(STEPS):
+            if not self.engine.has_work():
+                return self.lines
             self.engine.step()
-        return self.lines
+        raise AssertionError(f"no end after {STEPS} steps: {self.lines}")
 
     def _traced(self, plan: Plan):
         state = self.engine.state
