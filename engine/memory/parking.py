@@ -69,7 +69,7 @@ class ParkingStore(PagedStore):
           OutOfPages: they do not fit; it stays parked.
         """
         owner, (a, b) = self._owners[slot], self.parked[slot, layer].tolist()
-        if a == b or self._covered(owner, layer) > b:
+        if owner is None or a == b or self._covered(owner, layer) > b:
             raise RuntimeError(f"layer {layer} of slot {slot} is not parked, or still leaving")
         counts = np.zeros(self.pool.num_layers, np.int64)
         counts[layer] = b - a
@@ -155,8 +155,9 @@ class ParkingStore(PagedStore):
         """See `PagedStore`; parked pages die."""
         if self.mapped[slot] == 0:
             raise RuntimeError(f"slot {slot} is closed already")
-        if self._owners[slot] is not None:
-            self.tier.drop(self._owners[slot])
+        owner = self._owners[slot]
+        if owner is not None:
+            self.tier.drop(owner)
         self._free(slot, self.table[slot, :, : self.mapped[slot]][self.on_device(slot)])
         self.parked[slot], self._owners[slot] = 0, None
 
