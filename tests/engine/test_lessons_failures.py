@@ -112,9 +112,11 @@ def test_lesson_13_the_layers_of_a_sequence_land_or_fail_as_one(out, failed):
     finish(engine, a, b)
 
 
-def test_lesson_13_a_failed_allocation_leaves_nothing_behind():
+@pytest.mark.parametrize("aborted", [None, "a", "b"])
+def test_lesson_13_a_failed_allocation_leaves_nothing_behind(aborted):
     """13, the other half: pins of a load that could not be allocated stayed, the pool filled up, the engine hung. The
-    second of two sequences in one plan gets no pages: the first one's reservation goes back too."""
+    second of two sequences in one plan gets no pages: the first one's reservation goes back too, and whoever sits in
+    its slot next finds nothing of it there, not even the token it was about to decode."""
     engine = pattern_engine(pages=12, host_pages=300)
     a, b = serving(engine, 9, 9)
     for request in (a, b):
@@ -136,6 +138,7 @@ def test_lesson_13_a_failed_allocation_leaves_nothing_behind():
             engine.step()
     engine.state.check()
     assert engine.store.num_free_pages == engine.store.num_pages
+    engine.abort(aborted)
     finish(engine, a, b)
 
 
