@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -303,7 +303,7 @@ class Engine:
         """Moves that have ended: what landed may be fetched, what failed is recomputed."""
         for copy in copies:
             self._copies.append(copy)
-            for request_id in cast(list[str], self.store.copied(copy)):
+            for request_id in self.store.copied(copy):
                 if request_id in self._live:
                     self.state.lose(self._live[request_id])
 

@@ -76,17 +76,17 @@ class KVArena:
         return x.astype(jnp.float32)
 
     def read(
-        self, view: KVView, index: jax.Array | int, count: int, first: jax.Array, last: jax.Array, split: int = 1
+        self, view: KVView, start: jax.Array | int, count: int, first: jax.Array, last: jax.Array, split: int = 1
     ) -> tuple[jax.Array, jax.Array]:
-        """Tokens [index * count, (index + 1) * count) of every row of `view`.
+        """Tokens [start, start + count) of every row of `view`.
 
         A token outside [first, last) of its row reads slot 0 of the zero page instead, so unwritten slots, which may
         hold NaN, never reach the arithmetic, and every page size and view runs the same code from here on.
 
         Args:
           view: the pages of R rows.
-          index: int32 scalar, may be traced.
-          count: static, a power of two.
+          start: int32 scalar, may be traced: a multiple of the page size, unless the tokens lie in one page.
+          count: static.
           first, last: int32 [R], the tokens to read.
           split: static, divides K: J groups of K / J kv heads come one after the other, each with all tokens.
 
@@ -94,10 +94,10 @@ class KVArena:
           K and V, float32 [R, J, count, K / J, D].
         """
         size = self.spec.page_size
-        ids = view.page_ids(index * count // size, max(1, count // size))  # [R, pages of these tokens]
-        slot = index * count + jnp.arange(count, dtype=jnp.int32)
+        ids = view.page_ids(start // size, -(-count // size))  # [R, pages of these tokens]
+        slot = start + jnp.arange(count, dtype=jnp.int32)
         wanted = (slot >= first[:, None]) & (slot < last[:, None])
-        ids = jnp.repeat(ids, min(size, count), axis=1)  # [R, count]
+        ids = jnp.repeat(ids, min(size, count), axis=1)[:, :count]
         token = jnp.where(wanted, ids * size + slot % size, ZERO_PAGE * size)  # in the arena seen as rows of tokens
 
         row = token[:, None] * split + jnp.arange(split, dtype=jnp.int32)[:, None]  # [R, J, count]

@@ -1,4 +1,5 @@
-"""Decode attention in XLA: all rows advance together through tiles of KV tokens, up to the longest row.
+"""Decode attention in XLA: all rows advance together through tiles of KV tokens, up to the longest row, the last tile
+cut to the quarters that the longest row reaches into.
 
 Kv heads go through the matrix products in groups about 128 wide: queries [C*G, C*D], zero outside their own kv head,
 against tokens [T, C*D] gathered straight from the arena. That is C times the arithmetic of C products of D, but no
@@ -9,6 +10,9 @@ the time of C = 4, which takes half of that of C = 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +44,16 @@ def decode_attention(
     wide = jnp.where(own, qs, 0.0).reshape(rows * split, heads // split, group * dim)  # [B*J, C*G, C*D]
     first = jnp.zeros_like(lens) if window is None else jnp.maximum(lens - window, 0)  # [B] first position seen
 
-    def step(i, state):
-        k, v = (x.reshape(rows * split, tile, group * dim) for x in arena.read(view, i, tile, first, lens, split))
-        slot = i * tile + jnp.arange(tile)
-        seen = (slot >= first[:, None]) & (slot < lens[:, None])  # [B, tile]
+    def advance(start, count, state):
+        k, v = (x.reshape(rows * split, count, group * dim) for x in arena.read(view, start, count, first, lens, split))
+        slot = start + jnp.arange(count)
+        seen = (slot >= first[:, None]) & (slot < lens[:, None])  # [B, count]
         return accumulate(state, wide, k, v, jnp.repeat(seen, split, axis=0)[:, None], soft_cap)
 
     begin = jnp.min(jnp.where(lens > 0, first, jnp.iinfo(jnp.int32).max)) // tile
-    end = (jnp.max(lens) + tile - 1) // tile
-    o, lse = finish(jax.lax.fori_loop(begin, end, step, init_state(wide)))
+    whole, quarter = jnp.max(lens) // tile, tile // 4
+    state = jax.lax.fori_loop(begin, whole, lambda i, s: advance(i * tile, tile, s), init_state(wide))
+    rests: list[Callable[..., Any]] = [lambda s: s, *(partial(advance, whole * tile, n * quarter) for n in range(1, 5))]
+    o, lse = finish(jax.lax.switch((jnp.max(lens) % tile + quarter - 1) // quarter, rests, state))
     o = jnp.einsum("bjcgcd->bjcgd", o.reshape(rows, split, group, -1, group, dim))  # each query's own kv head
     return o.reshape(rows, heads, dim), lse.reshape(rows, heads)

@@ -46,7 +46,7 @@ def prefill_attention(
 
         def step(i, state):
             # The barrier keeps XLA from fusing the transposition into the gather, which makes it element by element.
-            k, v = jax.lax.optimization_barrier(arena.read(pages, i, TILE, first, last))
+            k, v = jax.lax.optimization_barrier(arena.read(pages, i * TILE, TILE, first, last))
             k, v = k[:, 0].swapaxes(1, 2), v[:, 0].swapaxes(1, 2)  # [W, K, TILE, D]
             slot = i * TILE + jnp.arange(TILE)
             seen = (slot <= position) & (slot > position - reach)  # [W, 1, TQ*G, TILE]

@@ -67,12 +67,30 @@ def test_decode_is_bit_identical_between_views_and_page_sizes(rows):
 
 
 def test_decode_is_bit_identical_whatever_the_other_rows_hold():
+    """As long as the longest row reaches into the same quarter of a tile: that decides how tokens are summed."""
     rng = np.random.default_rng(1)
     k, v = tokens(rng, (70, 5, 300), HEADS)
+    other_k, other_v = tokens(rng, (120, 310), HEADS)
     q = queries(rng, 3, HEADS.h, HEADS.d)
-    alone = decode(q, place([*k[:2], k[2][:2]], [*v[:2], v[2][:2]], 16, "paged", spare=18), (70, 5, 2))
-    beside = decode(q, place(k, v, 16, "paged"), (70, 5, 300))
-    np.testing.assert_array_equal(alone[0][:2], beside[0][:2])
+    one = decode(q, place(k, v, 16, "paged"), (70, 5, 300))
+    other = decode(q, place([k[0], *other_k], [v[0], *other_v], 16, "paged"), (70, 120, 310))
+    np.testing.assert_array_equal(one[0][:1], other[0][:1])
+
+
+@pytest.mark.parametrize("rows", [3, 8])  # both KV tile sizes
+@pytest.mark.parametrize("longest", [1, 31, 32, 33, 64, 65, 96, 127, 128, 129, 192, 193, 255, 256, 257, 300])
+def test_decode_sees_every_token_up_to_the_longest_row(rows, longest):
+    """Lengths around the quarters of the last tile, against one sum over all tokens."""
+    rng = np.random.default_rng(longest)
+    lens = (longest, *(1 + i * longest // rows for i in range(rows - 1)))
+    k, v = tokens(rng, lens, HEADS)
+    q = queries(rng, rows, HEADS.h, HEADS.d)
+    o, _ = decode(q, place(k, v, 16, "paged"), lens)
+    for row, (keys, values) in enumerate(zip(k, v, strict=True)):
+        s = np.einsum("kgd,tkd->kgt", np.asarray(q[row]).reshape(HEADS.k, -1, HEADS.d), keys) * HEADS.d**-0.5
+        p = np.exp(s - s.max(-1, keepdims=True))
+        want = np.einsum("kgt,tkd->kgd", p / p.sum(-1, keepdims=True), values).reshape(HEADS.h, HEADS.d)
+        np.testing.assert_allclose(o[row], want, atol=1e-5)
 
 
 def test_prefill_is_bit_identical_between_views_and_page_sizes():
