@@ -1,6 +1,6 @@
 """Invariants 1 to 5 under everything that can happen to the host side, in any order, for every built-in policy.
 
-The machine knows each request's tokens beforehand (`pattern_executor.expected_output`), so whatever it does to the
+The machine knows each request's tokens beforehand (`pattern_model.expected_output`), so whatever it does to the
 engine, an output must be the next piece of them. See `pattern_executor` for what a step checks.
 """
 
@@ -15,59 +15,22 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     precondition,
-    rule,
     run_state_machine_as_test,
 )
 
 from engine.errors import OutOfPages
 from engine.request import Phase, SamplingParams
 from engine.scheduler.policy import names
+from tests.engine.events import PARAMS, PROMPTS, event
 from tests.engine.pattern_engine import pattern_engine
 from tests.engine.pattern_executor import Injected
 from tests.engine.pattern_model import MODEL, expected_output
 
-TOKENS, LAYERS = st.integers(0, MODEL.vocab_size - 1), st.integers(0, MODEL.num_layers - 1)
+LAYERS = st.integers(0, MODEL.num_layers - 1)
 NATIVE = 0  # instead of a chunk size: the native store
-POOLS = {
-    1: (4, 17),
-    4: (4, 20),
-    32: (1, 96),
-    NATIVE: (4, 0),
-}  # page size, pages per layer
+POOLS = {1: (4, 17), 4: (4, 20), 32: (1, 96), NATIVE: (4, 0)}  # page size and pages per layer, by chunk size
 PLACES = ("coming in", "going out", "swapped", "prefilling", "waiting", "running")
 TROUBLE = ("poison", "submit", "half way", "collect", "allocate")
-LANDS = st.sampled_from([(), (True, False), (True,), (False,)])  # copies in these directions, by `out`
-PARAMS = st.builds(
-    SamplingParams,
-    max_tokens=st.sampled_from([1, 9, 20, 30, 40]),
-    temperature=st.sampled_from([0, 0, 0.7]),
-    seed=st.none() | st.integers(0, 9),
-    stop_token_ids=st.lists(TOKENS, max_size=3).map(tuple),
-    ignore_eos=st.booleans(),
-    forced_tokens=st.lists(TOKENS, max_size=4).map(tuple),
-)
-PROMPTS = st.builds(
-    lambda start, n: (start * n)[:n], st.lists(TOKENS, min_size=1, max_size=4), st.sampled_from([1, 9, 13, 18, 40])
-)
-
-
-def event(**strategies):
-    """A rule that is followed by some steps, before each of which some copies land: hypothesis leaves whole rules out
-    of many examples, but not these."""
-
-    def wrap(method):
-        def happen(self, steps, lands, **kwargs):
-            method(self, **kwargs)
-            for _ in range(steps):
-                for out in lands:
-                    while self.executor.lanes[out]:
-                        self.executor.land(out)
-                self.step()
-
-        happen.__name__ = method.__name__
-        return rule(steps=st.sampled_from([1, 0, 2, 5]), lands=LANDS, **strategies)(happen)
-
-    return wrap
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -315,6 +278,6 @@ def test_every_invariant_in_every_order(policy):
 @pytest.mark.parametrize("policy", names())
 def test_every_invariant_in_every_order_at_length(policy):
     """The same, over many more examples, other ones each time, with everything in them that can happen."""
-    seen = run(policy, max_examples=1000, stateful_step_count=80)
+    seen = run(policy, max_examples=300, stateful_step_count=80)
     happened = ("preempted", "swapped out", "lost", "parked", "came home", "host tier full", "injected", *TROUBLE[:-1])
-    assert all(seen[what] >= 20 for what in [*happened, *("abort " + place for place in PLACES)]), seen
+    assert all(seen[what] >= 5 for what in [*happened, *("abort " + place for place in PLACES)]), seen
