@@ -84,6 +84,8 @@ def main() -> int:
             f"interrupted by {summary['stopped_by']} after {summary['duration']:.1f} s: {summary['completed']} of "
             f"{len(requests)} completed, {summary['in_flight']} in flight, {summary['not_arrived']} not arrived"
         )
+    if summary["failed"]:
+        print(f"{summary['failed']} of {len(requests)} requests were refused or failed: requests.jsonl says why")
     print(f"results in {record.directory}")
     headline = {"bench": "serve", "model": model, "workload": workload}
     print(json.dumps(headline | {k: rounded(summary[k]) for k in HEADLINE if k in summary}))
