@@ -83,3 +83,4 @@ class StepRecord:
     host_bytes: int = 0  # held by the host tier after the step
     mapped_pages: int = 0  # for tokens; neither free nor mapped: reserved and empty
     copies: tuple[Copy, ...] = ()  # behind bytes and seconds, one by one
+    repeat: int = 1  # steps alike that this one record stands for, `step` the first: a virtual clock passes them at once

@@ -1,4 +1,4 @@
-"""Replays a workload against an engine in real time.
+"""Replays a workload against an engine, in the time of its clock.
 
 Open loop: requests arrive when the workload says, whether or not the engine keeps up, and t0 is the scheduled arrival:
 the time a request waits while a step runs, before the engine can even learn of it, counts as latency (no coordinated
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 import signal
-import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -26,8 +26,6 @@ from experiments.workloads import WorkloadRequest
 
 if TYPE_CHECKING:
     from engine import Engine, RequestOutput
-
-IDLE_SLICE = 0.05  # seconds of sleep between looks at the stop flag
 
 
 @dataclass
@@ -145,15 +143,12 @@ def replay(
     requests: Sequence[WorkloadRequest],
     observer: Observer,
     stop: StopFlag,
-    *,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Progress:
     """Serves `requests` when they are due until all are done or `stop` is set.
 
     Args:
       requests: in order of arrival; open loop, request i is due `arrival_s` after the start. Observers get them with
         the `arrival_s` at which they really were due.
-      sleep: waits that many seconds on the engine's clock.
     """
     clock = engine.clock
     progress = Progress(len(requests), clock.now(), clock.now())
@@ -169,6 +164,7 @@ def replay(
             else:
                 progress.num_dropped += schedule.drop(request)
         if engine.has_work():
+            engine.quiet_until = math.inf if due is None else progress.start + due
             for output in engine.step():
                 progress.num_output_tokens += len(output.new_token_ids)
                 if output.finished:
@@ -183,7 +179,7 @@ def replay(
                 progress.last_step = record
                 observer.on_step(record, progress)
         elif due is not None:
-            sleep(min(IDLE_SLICE, progress.start + due - progress.now))
+            clock.wait_until(progress.start + due)
         else:
             progress.num_dropped += schedule.num_waiting  # for turns that somebody aborted
             break

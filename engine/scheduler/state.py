@@ -43,6 +43,7 @@ class SchedulerState:
         self.prompt_length = np.zeros(n, np.int32)
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
+        self.may_stop = np.zeros(n, bool)  # whether a token may end it before its limit
         self.step = 0
         self._preempted = 0  # since the last plan
 
@@ -84,6 +85,7 @@ class SchedulerState:
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
+        self.may_stop[slot] = bool(request.stop_ids or request.text)
 
     def prefill(self, slot: int, num_tokens: int | None = None) -> Prefill:
         """The next `num_tokens` tokens to prefill of a sequence (None: all that are left). Their pages are mapped."""
