@@ -320,7 +320,11 @@ class Engine:
 
     def _log(self, step: InFlight, result: StepResult, num_finished: int, num_late: int, repeat: int = 1) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
-        out, back = [c for c in copies if c.ok and c.out], [c for c in copies if c.ok and not c.out]
+        traffic: dict[str, Any] = {}
+        for way, landed in (("out", True), ("in", False)) if copies else ():
+            moved = [c for c in copies if c.ok and c.out is landed]
+            traffic[f"bytes_{way}"] = sum(c.num_bytes for c in moved)
+            traffic[f"seconds_{way}"] = sum(c.end - c.start for c in moved)
         self.step_log.append(
             StepRecord(
                 step=plan.step + step.passed,
@@ -337,13 +341,10 @@ class Engine:
                 num_preempted=plan.num_preempted,
                 num_finished=num_finished,
                 num_late=num_late,
-                bytes_out=sum(c.num_bytes for c in out),
-                bytes_in=sum(c.num_bytes for c in back),
-                seconds_out=sum(c.end - c.start for c in out),
-                seconds_in=sum(c.end - c.start for c in back),
                 host_bytes=self.store.num_host_pages * self.memory.page_bytes,
                 mapped_pages=self.store.num_mapped_pages,
                 copies=copies,
+                **traffic,
             )
         )
 

@@ -166,7 +166,7 @@ def replay(
         if engine.has_work():
             engine.quiet_until = math.inf if due is None else progress.start + due
             for output in engine.step():
-                progress.num_output_tokens += len(output.new_token_ids)
+                progress.num_output_tokens += output.num_new_tokens
                 if output.finished:
                     request = live.pop(output.request_id)
                     progress.completed.append(output.metrics)

@@ -43,7 +43,8 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
         ahead = low
     if ahead == 0:
         return plan
-    for step in _crossings(lengths, store.page_size, ahead):
+    # Which page goes to whom matters where chunks are shared out.
+    for step in _crossings(lengths, store.page_size, ahead) if store.pages_per_chunk > 1 else [ahead]:
         store.grow(slots, lengths + step)
     state.cached[slots] += ahead
     state.length[slots] += ahead

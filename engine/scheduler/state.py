@@ -15,7 +15,7 @@ from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.queue import RequestQueue, rank
-from engine.scheduler.sampling_rows import ROW, need_sampler, sampling_row
+from engine.scheduler.sampling_rows import ROW, is_plain, need_sampler, sampling_row
 
 NOBODY = np.empty(0, np.int32)
 FROM_DEVICE = -1  # input token of a decode row: the last one sampled into its slot
@@ -44,6 +44,7 @@ class SchedulerState:
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
         self.may_stop = np.zeros(n, bool)  # whether a token may end it before its limit
+        self._special: set[int] = set()  # slots that are sampled or forced
         self.step = 0
         self._preempted = 0  # since the last plan
 
@@ -85,6 +86,8 @@ class SchedulerState:
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
+        if not is_plain(request):
+            self._special.add(slot)
         self.may_stop[slot] = bool(request.stop_ids or request.text)
 
     def prefill(self, slot: int, num_tokens: int | None = None) -> Prefill:
@@ -126,6 +129,7 @@ class SchedulerState:
     def _unseat(self, request: Request) -> None:
         self.running = self.running[self.running != request.slot]
         self.requests[request.slot] = None
+        self._special.discard(request.slot)
         request.slot = -1
 
     def preempt(self, slot: int, swap: bool = False) -> None:
@@ -197,12 +201,14 @@ class SchedulerState:
         return plan
 
     def _sampling(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+        if not self._special:
+            return None
         rows = self.sampling.take(slots)  # a copy; a tenth of the time of [slots]
         rows["index"] = index
         return rows if need_sampler(rows) else None
 
     def _forced(self, rows: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        if not self.forced[rows].any():
+        if not self._special or not self.forced[rows].any():
             return None
         forced = np.full(len(rows), -1, np.int32)
         for i, (slot, at) in enumerate(zip(rows.tolist(), index.tolist(), strict=True)):
