@@ -88,15 +88,21 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
-        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights.
+        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights; on a virtual
+        clock with `executor="sim"`.
 
         Raises:
           ConfigError: an unknown preset, or settings that do not fit the model or the machine.
           WeightsError: a checkpoint that cannot be read; names the file and the tensor.
         """
+        config = config or EngineConfig()
+        if config.executor == "sim":
+            from engine.simulation import build_simulation
+
+            return build_simulation(cls, path_or_preset, config)
         from engine.builder import build_engine
 
-        return build_engine(cls, path_or_preset, config or EngineConfig())
+        return build_engine(cls, path_or_preset, config)
 
     @property
     def max_context(self) -> int:
@@ -403,7 +409,8 @@ class Engine:
     def warmup(self) -> list[tuple[str, float]]:
         """Compiles every bucket's programs, so that serving compiles nothing. Returns (bucket, seconds) rows; they
         stay in `compiled`."""
-        from engine.builder import warm_up
+        if self.config.executor == "jax":
+            from engine.builder import warm_up
 
-        self.compiled = warm_up(self)
+            self.compiled = warm_up(self)
         return self.compiled
