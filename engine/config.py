@@ -191,7 +191,9 @@ class SchedulerConfig:
 class SimConfig:
     """What `executor=sim` stands in for: a device, its software, and how copies share the link to the host."""
 
-    device: str = "h100"  # a device of `engine/costmodel/devices`, FILE.json, package.module:Name or path/to/file.py:Name
+    device: str = (
+        "h100"  # a device of `engine/costmodel/devices`, FILE.json, package.module:Name or path/to/file.py:Name
+    )
     stack: str | None = None  # kernel stack whose constants are used; None: the device's default
     kernels: str | None = None  # attention kernels (`costmodel/attention.py`); None: the stack's own
     pipeline: int = 1  # stages that share the layers, each with a KV pool of its own

@@ -78,6 +78,7 @@ class Engine:
         self.compiled: list[tuple[str, float]] = []
         self._copies: list[Copy] = []  # that ended since the last step record
         self._in_flight: deque[InFlight] = deque()
+        self._steps_ahead = 0  # submitted and not collected: as many as `_in_flight` stands for
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
@@ -85,6 +86,7 @@ class Engine:
         self._intake = Intake(model, store, memory.max_context, tokenizer, source)
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
+        self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
@@ -198,7 +200,7 @@ class Engine:
         stays consistent: sequences whose KV may be half written are recomputed."""
         try:
             depth = self.config.async_depth
-            while sum(step.left for step in self._in_flight) <= depth and self._submit():
+            while self._steps_ahead <= depth and self._submit():
                 pass
             if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
                 self._account_copies(self.executor.wait_for_copies())
@@ -221,6 +223,7 @@ class Engine:
             request.in_flight = 0
             request.cached = min(request.cached, request.num_tokens - 1)  # a token in flight is sampled again
         self._in_flight.clear()
+        self._steps_ahead = 0
         for slot in self.state.running[::-1].tolist():
             request = self.state.requests[slot]
             assert request is not None
@@ -254,6 +257,7 @@ class Engine:
             self._account_copies(self.executor.abandon(plan.all_moves))
             raise
         self._in_flight.append(InFlight(plan, ticket, rows, prefilled))
+        self._steps_ahead += plan.repeat
         return True
 
     def _repeated(self, plan: Plan, executor: FastForward) -> Plan:
@@ -273,10 +277,11 @@ class Engine:
             request.in_flight -= count
             request.output += [0] * count
             request.token_times += times
-            self._inboxes.get(request.id, self._unclaimed).append(RequestOutput(request, count, False, self.tokenizer))
+            self._hand_out(request, count, False)
         result = StepResult(np.empty(0, np.int32), None, start, times[-1])
-        self._log(step, result, 0, 0, count)
+        self._log(step, result, count * len(step.rows), 0, 0, count)
         step.passed += count
+        self._steps_ahead -= count
 
     def _account_copies(self, copies: Iterable[Copy]) -> None:
         """Moves that have ended: what landed may be fetched, what failed is recomputed."""
@@ -295,12 +300,14 @@ class Engine:
     def _account(self, step: InFlight) -> None:
         """Waits for a step; phases, metrics and frees follow, and each output goes to whoever waits for it. A row whose
         request has ended meanwhile is dropped."""
+        self._steps_ahead -= 1
         result = self.executor.collect(step.ticket)
         self._account_copies(result.copies)
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
-        num_outputs = num_finished = 0
+        num_tokens = num_finished = 0
+        extras = result.logits is not None or result.logprobs is not None
         for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
             if request.lost > lost:  # computed from KV that never arrived
                 continue
@@ -309,22 +316,36 @@ class Engine:
                 continue
             request.output.append(token)
             request.token_times.append(result.end)
-            if result.logits is not None:
-                request.logits.append(result.logits[row])
-            if result.logprobs is not None and request.params.logprobs is not None:
-                request.logprobs.append(result.logprobs[row])
+            if extras:
+                self._keep_extras(request, result, row)
             reason = end_reason(request)
             if reason:
                 self._finish(request, reason, result.end)
                 num_finished += 1
-            output = RequestOutput(request, 1, bool(reason), self.tokenizer)
-            self._inboxes.get(request.id, self._unclaimed).append(output)
-            num_outputs += 1
+            self._hand_out(request, 1, bool(reason))
+            num_tokens += 1
         if self.config.debug_checks:
             self.state.check()
-        self._log(step, result, num_finished, len(step.rows) - num_outputs)
+        self._log(step, result, num_tokens, num_finished, len(step.rows) - num_tokens)
 
-    def _log(self, step: InFlight, result: StepResult, num_finished: int, num_late: int, repeat: int = 1) -> None:
+    def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
+        """What a row brought besides its token."""
+        if result.logits is not None:
+            request.logits.append(result.logits[row])
+        if result.logprobs is not None and request.params.logprobs is not None:
+            request.logprobs.append(result.logprobs[row])
+
+    def _hand_out(self, request: Request, num_new: int, finished: bool) -> None:
+        """An output for whoever waits for it."""
+        inbox = self._inboxes.get(request.id)
+        if inbox is None and (finished or self.partial_outputs):
+            inbox = self._unclaimed
+        if inbox is not None:
+            inbox.append(RequestOutput(request, num_new, finished, self.tokenizer))
+
+    def _log(
+        self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int, repeat: int = 1
+    ) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
         traffic: dict[str, Any] = {}
         for way, landed in (("out", True), ("in", False)) if copies else ():
@@ -337,6 +358,7 @@ class Engine:
                 repeat=repeat,
                 start=result.start,
                 end=result.end,
+                num_tokens=num_tokens,
                 num_decode=len(plan.decode_slots),
                 num_prefill_seqs=len(plan.prefills),
                 prefill_tokens=plan.num_prefill_tokens,

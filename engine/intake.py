@@ -23,9 +23,7 @@ Prompt = str | Sequence[int] | np.ndarray
 class Intake:
     """Knows what one engine can serve."""
 
-    def __init__(
-        self, model: ModelConfig, store: KVStore, max_context: int, tokenizer: Tokenizer | None, source: str
-    ):
+    def __init__(self, model: ModelConfig, store: KVStore, max_context: int, tokenizer: Tokenizer | None, source: str):
         self.model, self.store, self.max_context = model, store, max_context
         self.tokenizer, self.source = tokenizer, source
 

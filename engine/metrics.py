@@ -83,4 +83,7 @@ class StepRecord:
     host_bytes: int = 0  # held by the host tier after the step
     mapped_pages: int = 0  # for tokens; neither free nor mapped: reserved and empty
     copies: tuple[Copy, ...] = ()  # behind bytes and seconds, one by one
-    repeat: int = 1  # steps alike that this one record stands for, `step` the first: a virtual clock passes them at once
+    num_tokens: int = 0  # that requests got
+    repeat: int = (
+        1  # steps alike that this one record stands for, `step` the first: a virtual clock passes them at once
+    )

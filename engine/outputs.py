@@ -48,11 +48,6 @@ class RequestOutput:
         return self._request.output[self._start : self._end]
 
     @property
-    def num_new_tokens(self) -> int:
-        """How many tokens this step produced."""
-        return self._end - self._start
-
-    @property
     def text(self) -> str | None:
         """The produced tokens as text; None without a tokenizer. Ends before a stop string and, while the request runs,
         before what may become one."""

@@ -123,7 +123,9 @@ def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
             f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
             f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
         )
-    if device.platform != "sim" and host_bytes > (left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)):
+    if device.platform != "sim" and host_bytes > (
+        left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)
+    ):
         raise ConfigError(
             f"a host tier of {host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
             "left: lower host_bytes"

@@ -18,6 +18,7 @@ class SlotStore(ABC):
     """The half of `KVStore` that does not depend on where pages lie; a store adds that."""
 
     pages_per_chunk = 1
+    parks = False  # whether layers of running sequences may be on the host
     device_table = True  # False: no device keeps a page table, so nobody asks for its changes
 
     def __init__(self, num_slots: int, num_layers: int, page_size: int, max_tokens: int, host: HostTier | None = None):

@@ -46,6 +46,8 @@ class BasePolicy:
         while True:
             slots, counts = wanted()
             lengths = state.cached[slots] + counts
+            if not state.store.lacking(slots, lengths).any():
+                return (slots, counts), num_preempted
             if state.store.can_grow(slots, lengths):
                 state.store.grow(slots, lengths)
                 return (slots, counts), num_preempted

@@ -22,10 +22,10 @@ def horizon(state: SchedulerState, plan: Plan) -> int:
     made, and its policy looks at no clock."""
     slots = plan.decode_slots
     alone = not (plan.prefills or plan.moves or plan.streams or plan.num_preempted) and plan.forced is None
-    # A running sequence that does not decode has ended, or is about to: its pages will be free.
-    if not alone or state.swapped or len(slots) != len(state.running) or state.store.copies_in_flight:
+    if not alone or state.swapped or state.store.copies_in_flight or state.may_stop[slots].any():
         return 1
-    if state.may_stop[slots].any():
+    # A running sequence that does not decode has ended, or is about to: its pages will be free.
+    if len(slots) != len(state.running) and (state.waiting or state.store.pages_per_chunk > 1):
         return 1
     return 1 + int((state.limit[slots] - state.length[slots]).min())
 
@@ -35,7 +35,8 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
     books on to the last of them."""
     store, slots, ahead = state.store, plan.decode_slots, count - 1
     lengths = state.cached[slots]
-    if not store.can_grow(slots, lengths + ahead):
+    lacking = store.lacking(slots, lengths + ahead).any()
+    if lacking and not store.can_grow(slots, lengths + ahead):
         low = 0
         while ahead - low > 1:  # low fits, ahead does not
             middle = (low + ahead) // 2
@@ -43,9 +44,9 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
         ahead = low
     if ahead == 0:
         return plan
-    # Which page goes to whom matters where chunks are shared out.
-    for step in _crossings(lengths, store.page_size, ahead) if store.pages_per_chunk > 1 else [ahead]:
-        store.grow(slots, lengths + step)
+    if lacking:  # which page goes to whom matters where chunks are shared out
+        for step in _crossings(lengths, store.page_size, ahead) if store.pages_per_chunk > 1 else [ahead]:
+            store.grow(slots, lengths + step)
     state.cached[slots] += ahead
     state.length[slots] += ahead
     state.step += ahead

@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 
+from engine.memory.moves import Stream
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill
@@ -181,7 +182,7 @@ class SchedulerState:
             self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
-        index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
+        sampling, forced = self._special_rows(rows) if self._special else (None, None)
         self.length[rows] += 1
         plan = Plan(
             step=self.step + 1,
@@ -190,30 +191,31 @@ class SchedulerState:
             decode_positions=positions,
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
-            streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
+            streams=self._streams(decode, prefills) if self.store.parks else (),
             moves=self.store.take_moves(),
-            sampling=self._sampling(rows, index),
-            forced=self._forced(rows, index),
+            sampling=sampling,
+            forced=forced,
             num_preempted=self._preempted,
         )
         if not plan.empty:  # an empty one is never submitted
             self.step, self._preempted = plan.step, 0
         return plan
 
-    def _sampling(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        if not self._special:
-            return None
+    def _streams(self, decode: np.ndarray, prefills: list[Prefill]) -> tuple[Stream, ...]:
+        return self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32))
+
+    def _special_rows(self, slots: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """How the next token of each of these sequences is sampled, and where it is forced; see `Plan`."""
+        index = self.length[slots] - self.prompt_length[slots]  # which token of its request each row samples
         rows = self.sampling.take(slots)  # a copy; a tenth of the time of [slots]
         rows["index"] = index
-        return rows if need_sampler(rows) else None
+        return rows if need_sampler(rows) else None, self._forced(slots, index)
 
-    def _forced(self, rows: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        if not self._special or not self.forced[rows].any():
+    def _forced(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+        if not self.forced[slots].any():
             return None
-        forced = np.full(len(rows), -1, np.int32)
-        for i, (slot, at) in enumerate(zip(rows.tolist(), index.tolist(), strict=True)):
-            request = self.requests[slot]
-            assert request is not None
+        forced = np.full(len(slots), -1, np.int32)
+        for i, (request, at) in enumerate(zip(self.owners(slots), index.tolist(), strict=True)):
             if at < len(request.params.forced_tokens):
                 forced[i] = request.params.forced_tokens[at]
         return forced
