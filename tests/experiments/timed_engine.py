@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.clock import VirtualClock, WallClock
+from engine.clock import VirtualClock
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.executor.memory_plan import MemoryPlan
