@@ -1,0 +1,228 @@
+"""Devices as data: hardware facts, and what a kernel stack makes of them, each value with its kind and source.
+
+A device file (`devices/NAME.json`, or any path) has `name`, `description`, `stack`, `hardware` and, in the same file or
+in `constants/NAME.STACK.json`, `constants`. Every entry is `{"value", "kind", "source"}` (`sourced.py`). Efficiencies
+are shares of the vendor's peak; 1 GB/s is 1e9 bytes/s in one direction, 1 GiB is 2**30 bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import extension
+from engine.costmodel.sourced import Provenance, read_object, read_sourced, read_text
+from engine.errors import ConfigError
+
+HERE = Path(__file__).parent
+INTERCONNECTS = ("none", "memory", "pcie", "nvlink", "ici")  # pcie: all-reduces cross the host link
+UNITS = {
+    "tflops": "TFLOP/s",
+    "gib": "GiB",
+    "gbs": "GB/s",
+    "spec": "GB/s",
+    "us": "us",
+    "tokens": "tokens",
+}  # by the end of a name
+
+
+def _check(values: Any, positive: tuple[str, ...], shares: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError unless every number is finite and >= 0, the `positive` ones > 0, the `shares` in (0, 1]."""
+    for name, value in vars(values).items():
+        if isinstance(value, (str, dict)) or value is None:
+            continue
+        least, most = ("> 0" if name in positive + shares else ">= 0"), 1 if name in shares else float("inf")
+        if not (value > 0 or (value == 0 and least == ">= 0")) or value > most or value == float("inf"):
+            raise ConfigError(f"{name} must be {least}{' and <= 1' if name in shares else ''}, got {value}")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the vendor says of a device, and what can be had of it."""
+
+    bf16_tflops: float  # dense; of float16 too
+    memory_gib: float  # that a program sees
+    memory_gbs: float
+    link_gbs_spec: float  # host link
+    link_gbs: float  # what large copies reach of it
+    link_latency_us: float  # before a copy moves its first byte
+    reserved_gib: float  # taken by the driver's context, the runtime and captured graphs
+    interconnect: str  # of INTERCONNECTS
+    interconnect_gbs: float | None = None
+    fp32_tflops: float | None = None  # of the general cores, without TF32
+
+    def __post_init__(self):
+        _check(self, ("bf16_tflops", "memory_gib", "memory_gbs", "link_gbs_spec", "link_gbs", "interconnect_gbs"))
+        if self.interconnect not in INTERCONNECTS:
+            raise ConfigError(f"interconnect {self.interconnect!r} is unknown; known: {', '.join(INTERCONNECTS)}")
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What one kernel stack makes of a device."""
+
+    eff_gemm: float  # of the peak
+    eff_gemm_bw: float  # of memory_gbs
+    t0_gemm_us: float  # per product
+    eff_attn_prefill: float  # of the peak, the causal half counted once
+    eff_attn_decode_bw: float
+    t0_attn_us: float  # with the KV write
+    eff_elementwise_bw: float
+    t0_elementwise_us: float
+    t0_host_us: float  # per step: what is not hidden behind the device
+    edge_prefill_tokens: float = 0.0  # keys that a query costs beyond those it attends to
+    edge_decode_tokens: float = 0.0  # tokens that a row costs beyond those it attends to
+    skew_alpha: float = 0.0  # decode rows of unequal length: t(mean) + alpha (t(longest) - t(mean))
+    t0_allreduce_us: float = 0.0
+    allreduce_busbw_gbs: dict[str, float] | None = None  # by number of devices; None: one device only
+
+    def __post_init__(self):
+        shares = ("eff_gemm", "eff_gemm_bw", "eff_attn_prefill", "eff_attn_decode_bw", "eff_elementwise_bw")
+        _check(self, (), shares)
+        if self.skew_alpha > 1:
+            raise ConfigError(f"skew_alpha must be <= 1, got {self.skew_alpha}")
+        for degree, gbs in (self.allreduce_busbw_gbs or {}).items():
+            if not str(degree).isdecimal() or not isinstance(gbs, (int, float)) or gbs <= 0:
+                raise ConfigError(f"allreduce_busbw_gbs must be GB/s > 0 by number of devices, got {degree!r}: {gbs!r}")
+
+
+IDEAL = Constants(1, 1, 0, 1, 1, 0, 1, 0, 0)  # a stack that loses nothing
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """A device under one kernel stack."""
+
+    name: str
+    description: str
+    stack: str
+    hardware: Hardware
+    constants: Constants
+    provenance: dict[str, Provenance]  # of every value that was given
+    tables: Path | None = None  # measured op times that win over the roofline (`tables.py`)
+
+    @property
+    def estimated(self) -> list[str]:
+        """Names of the values that nobody measured."""
+        return [name for name, origin in self.provenance.items() if origin.kind == "estimated"]
+
+    @property
+    def shares_host_link(self) -> bool:
+        """Whether all-reduces travel over the link that copies to the host use."""
+        return self.hardware.interconnect == "pcie"
+
+    def peak_flops(self, dtype: str) -> float:
+        """FLOP/s of matrix products in a dtype.
+
+        Raises:
+          ConfigError: float32 on a device that has no `fp32_tflops`.
+        """
+        tflops = self.hardware.fp32_tflops if dtype == "float32" else self.hardware.bf16_tflops
+        if tflops is None:
+            raise ConfigError(f"device {self.name} has no fp32_tflops: run the model in bfloat16, or add them")
+        return tflops * 1e12
+
+    def allreduce_gbs(self, degree: int) -> float:
+        """Bus bandwidth of an all-reduce between so many devices, GB/s.
+
+        Raises:
+          ConfigError: not known for that degree.
+        """
+        known = self.constants.allreduce_busbw_gbs or {}
+        if str(degree) not in known:
+            raise ConfigError(
+                f"device {self.name} ({self.stack}) has no allreduce_busbw_gbs between {degree} devices; "
+                f"known: {', '.join(known) or 'none'}"
+            )
+        return known[str(degree)]
+
+    def title(self) -> str:
+        """One line: the device, its constants, and which values are estimates."""
+        estimated = ", ".join(self.estimated) or "none"
+        return f"{self.name} ({self.description}), constants {self.stack}; estimated: {estimated}"
+
+    def describe(self) -> str:
+        """A table of every value with its kind (spec, measured, fitted, estimated) and its source."""
+        values = vars(self.hardware) | vars(self.constants)
+        rows = [("", "value", "unit", "kind", "source")] + [
+            (name, _shown(values[name]), UNITS.get(name.rpartition("_")[2], ""), origin.kind, origin.source)
+            for name, origin in self.provenance.items()
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)] + [0]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title(), *lines])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{degree}:{gbs:g}" for degree, gbs in value.items())
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def device_names() -> list[str]:
+    """Registered devices."""
+    return sorted(path.stem for path in (HERE / "devices").glob("*.json"))
+
+
+def stack_names(device: str) -> list[str]:
+    """Kernel stacks with constants for a registered device."""
+    return sorted(path.stem.removeprefix(f"{device}.") for path in (HERE / "constants").glob(f"{device}.*.json"))
+
+
+def load_device(name: str, stack: str | None = None) -> DeviceProfile:
+    """A device under a kernel stack.
+
+    Args:
+      name: a registered device, a path to a device file, or `package.module:Name` / `file.py:Name` of a `DeviceProfile`
+        or of a function without arguments that returns one.
+      stack: constants of a registered device by name, or a path to a constants file; None: the device's own choice.
+
+    Raises:
+      ConfigError: an unknown name (lists the known ones), or a file that cannot be used (names it and the field).
+    """
+    if extension.is_external(name):
+        profile = _external(name)
+        return profile if stack is None else _under(profile, *_constants_file(profile.name, stack))
+    if not name.endswith(".json") and name not in device_names():
+        known = ", ".join(device_names())
+        raise ConfigError(f"device {name!r} is unknown; known: {known}, a path to a .json, or {extension.FORMS}")
+    path = Path(name) if name.endswith(".json") else HERE / "devices" / f"{name}.json"
+    raw = read_object(path, "device")
+    hardware, origins = read_sourced(Hardware, raw, "hardware", path)
+    device, description, own = (read_text(raw, key, path) for key in ("name", "description", "stack"))
+    here = "constants" in raw and stack in (None, own)
+    source = (raw, path) if here else _constants_file(device, stack or own)
+    return _under(DeviceProfile(device, description, own, hardware, IDEAL, origins), *source)
+
+
+def _external(name: str) -> DeviceProfile:
+    """The profile that a name from outside the tree stands for."""
+    found = extension.load(name, "device")
+    profile = found() if callable(found) else found
+    if not isinstance(profile, DeviceProfile):
+        raise ConfigError(f"device {name!r} is not a DeviceProfile or a function that returns one")
+    return profile
+
+
+def _constants_file(device: str, stack: str) -> tuple[dict[str, Any], Path]:
+    """What is in the constants file that `stack` names, and its path."""
+    if not stack.endswith(".json") and stack not in (known := stack_names(device)):
+        names = ", ".join(known) or "none"
+        raise ConfigError(f"device {device} has no constants {stack!r}; known: {names}, or a path to a .json")
+    path = Path(stack) if stack.endswith(".json") else HERE / "constants" / f"{device}.{stack}.json"
+    return read_object(path, "constants"), path
+
+
+def _under(profile: DeviceProfile, raw: dict[str, Any], path: Path) -> DeviceProfile:
+    """The device under the constants, and with the tables, that a file holds."""
+    constants, origins = read_sourced(Constants, raw, "constants", path)
+    facts = {name: origin for name, origin in profile.provenance.items() if hasattr(profile.hardware, name)}
+    return dataclasses.replace(
+        profile,
+        stack=read_text(raw, "stack", path),
+        constants=constants,
+        provenance=facts | origins,
+        tables=path.parent / read_text(raw, "tables", path) if "tables" in raw else None,
+    )

@@ -1,0 +1,159 @@
+"""From what a step computes to the time it takes.
+
+A decode step's time depends on three numbers of its batch: rows, tokens they attend to, the longest of them. Dense ops
+are kept by number of tokens, so a step is a few additions, whatever the batch and the depth of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import ModelConfig
+from engine.costmodel.attention import (
+    DecodeAttention,
+    PrefillAttention,
+    TableDecode,
+    TablePrefill,
+    WindowedDecode,
+    kv_token_bytes,
+    stack_attention,
+)
+from engine.costmodel.device import DeviceProfile
+from engine.costmodel.memory import MemoryBudget, weight_bytes
+from engine.costmodel.paper_kernels import find_kernels
+from engine.costmodel.roofline import DenseOps
+from engine.costmodel.tables import ATTENTION, OpTables
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What a step computes, as far as its time depends on it."""
+
+    num_decode: int = 0  # decode rows
+    decode_kv: int = 0  # tokens they attend to, summed over rows, input token included
+    max_kv: int = 0  # of the longest of them
+    prefills: tuple[tuple[int, int], ...] = ()  # (cached before, new tokens)
+    num_sampled: int = 0  # rows through the LM head
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of a step, in the order in which they pass."""
+
+    host: float  # overhead per step
+    embed: float  # before the first layer
+    layer: float  # one layer with its all-reduces
+    collective: float  # of `layer`: how long its all-reduces hold the link between devices
+    tail: float  # after the last layer: norm, LM head, sampling
+    num_layers: int
+
+    @property
+    def total(self) -> float:
+        """The whole step, when nothing else stretches it."""
+        return self.host + self.embed + self.num_layers * self.layer + self.tail
+
+
+class StepModel:
+    """Times of steps of one model on `tensor` devices, each of which does the same at the same time."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        profile: DeviceProfile,
+        *,
+        tensor: int = 1,
+        kernels: str | None = None,
+        tables: Path | OpTables | None = None,
+    ):
+        """
+        Args:
+          kernels: attention kernels of the vTensor paper (`paper_kernels.NAMES`); None: those of the profile's stack.
+          tables: measured op times (`tables.py`) that win over the profile's own; None: those that it names.
+
+        Raises:
+          ConfigError: the model does not divide over the devices, or the profile lacks a value that it needs.
+        """
+        self.model, self.profile, self.tensor = model, profile, tensor
+        source = tables if tables is not None else profile.tables
+        self.tables = OpTables.read(source) if isinstance(source, Path) else source or OpTables()
+        self._ops = DenseOps(model, profile, tensor, self.tables)
+        self._host = profile.constants.t0_host_us * 1e-6
+        self._layers = model.num_layers
+        self._decode, self._prefill = self._attention(kernels)
+        self._dense: dict[int, tuple[float, float, float, float]] = {0: (0.0, 0.0, 0.0, 0.0)}  # by tokens
+        self._heads: dict[int, float] = {}  # by rows
+
+    def step(self, work: StepWork) -> StepTime:
+        """The time of a step; an empty one takes the host's overhead."""
+        num, tokens = work.num_decode, work.num_decode
+        if work.prefills:
+            tokens += sum(new for _, new in work.prefills)
+        embed, layer, collective, norm = self._dense.get(tokens) or self._dense_seconds(tokens)
+        if num:
+            layer += self._decode.seconds(num, work.decode_kv, work.max_kv)
+        if work.prefills:
+            layer += self._prefill.seconds(work.prefills)
+        return StepTime(self._host, embed, layer, collective, norm + self._head(work.num_sampled), self._layers)
+
+    def decode_seconds(self, num: int, kv: int, max_kv: int, repeat: int) -> np.ndarray:
+        """Totals of `repeat` consecutive steps of the same `num` > 0 decode rows, all sampled, each of which attends to
+        one token more at every step: float64 [repeat], bit-equal to `step(...).total` of each."""
+        embed, layer, _, norm = self._dense.get(num) or self._dense_seconds(num)
+        steps = np.arange(repeat)
+        layers = layer + self._decode.seconds_each(num, kv + num * steps, max_kv + steps)
+        return self._host + embed + self._layers * layers + (norm + self._head(num))
+
+    def _attention(self, kernels: str | None) -> tuple[DecodeAttention, PrefillAttention]:
+        """The kernels by name, those of the stack, or measured times."""
+        measured = [op for op in ATTENTION if op in self.tables]
+        if kernels and measured:
+            raise ConfigError(f"kernels={kernels} and measured times of {measured[0]} exclude each other")
+        make = find_kernels(kernels) if kernels else stack_attention
+        decode: DecodeAttention
+        prefill: PrefillAttention
+        decode, prefill = make(self.model, self.profile, self._ops.shard)
+        if self.model.windows:
+            decode = WindowedDecode(decode, self.model.windows)
+        if "decode_attention" in measured:
+            decode = TableDecode(self.tables, self.profile.constants.skew_alpha)
+        if "prefill_attention" in measured:
+            prefill = TablePrefill(self.tables)
+        return decode, prefill
+
+    def _dense_seconds(self, tokens: int) -> tuple[float, float, float, float]:
+        """Embedding, a layer without attention, its collective, the final norm; kept."""
+        layer, collective = self._ops.layer(tokens)
+        times = self._ops.embed(tokens), layer, collective, self._ops.op("final_norm", tokens)
+        self._dense[tokens] = times
+        return times
+
+    def _head(self, rows: int) -> float:
+        """LM head and sampling; kept."""
+        if rows not in self._heads:
+            self._heads[rows] = self._ops.head(rows)
+        return self._heads[rows]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights on each device: heads, ffn and vocabulary split, kv heads repeated where they must be."""
+        return weight_bytes(self.model, self._ops.shard)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV of one token on each device, all layers."""
+        return self._layers * kv_token_bytes(self.model, self._ops.shard)
+
+    def num_pages(
+        self, page_size: int = 16, fraction: float = 0.9, max_batched_tokens: int = 2048, max_num_seqs: int = 256
+    ) -> tuple[int, str]:
+        """Pages of one layer that fit on each device beside the weights, and how the number came about.
+
+        Raises:
+          ConfigError: not one page per layer fits; says by how much.
+        """
+        budget = MemoryBudget.of(self.model, self.profile, self._ops.shard, fraction, max_batched_tokens, max_num_seqs)
+        return budget.num_pages(self.kv_bytes_per_token * page_size, self._layers)
