@@ -336,10 +336,9 @@ class Engine:
 
     def _hand_out(self, request: Request, num_new: int, finished: bool) -> None:
         """An output for whoever waits for it."""
-        inbox = self._inboxes.get(request.id)
-        if inbox is None and (finished or self.partial_outputs):
-            inbox = self._unclaimed
-        if inbox is not None:
+        mine = request.id in self._inboxes
+        if mine or finished or self.partial_outputs:
+            inbox = self._inboxes[request.id] if mine else self._unclaimed
             inbox.append(RequestOutput(request, num_new, finished, self.tokenizer))
 
     def _log(

@@ -12,6 +12,7 @@ from engine.clock import VirtualClock
 from engine.config import EngineConfig
 from engine.costmodel.device import DeviceProfile, load_device
 from engine.costmodel.step_model import StepModel
+from engine.executor.link import LINKS, Link
 from engine.executor.memory_plan import make_memory_plan
 from engine.executor.sim_executor import SimExecutor
 from engine.memory.host import HostTier
@@ -67,10 +68,17 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     )
     store.device_table = False
     clock = VirtualClock()
-    executor = SimExecutor(cost, config, clock, page_bytes * config.tensor)
+    links = [make_link(config, profile) for _ in ("in", "out")]
+    executor = SimExecutor(cost, config, clock, page_bytes * config.tensor, *links)
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)
+
+
+def make_link(config: EngineConfig, profile: DeviceProfile) -> Link:
+    """One direction of the links between the devices, all together, and the host: each carries its own share."""
+    gbs = config.link_gbs or profile.hardware.link_gbs * config.tensor
+    return LINKS[config.sim.link_sharing](gbs * 1e9, profile.hardware.link_latency_us * 1e-6)
 
 
 def _sized(config: EngineConfig, cost: StepModel) -> tuple[EngineConfig, str]:
@@ -82,7 +90,6 @@ def _sized(config: EngineConfig, cost: StepModel) -> tuple[EngineConfig, str]:
     pages, derivation = cost.num_pages(
         cache.page_size, cache.device_fraction or 0.9, token_budget(limits, context), limits.max_num_seqs
     )
-    pages *= cost.model.num_layers
     return dataclasses.replace(
         config, cache=dataclasses.replace(cache, num_pages=pages, device_fraction=None)
     ), derivation

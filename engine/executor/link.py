@@ -8,6 +8,7 @@ grows by B / N bytes per second, and a copy ends when it has grown by the copy's
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from collections import deque
@@ -25,7 +26,7 @@ class Job:
     tag: Any  # the caller's
     submitted: float
     earliest: float  # no copy ends sooner, however idle the link is
-    end: float | None = None  # set when it has ended
+    end: float = math.inf  # set when it has ended
 
 
 class Window(NamedTuple):
@@ -78,6 +79,11 @@ class Link:
             return self._end(*self._settled[0], self._now)
         return self._end(self._first_leaves(), self._sharing[0][-1], self._now) if self._sharing else None
 
+    @property
+    def next_report(self) -> float | None:
+        """When the next copy that nobody took ends or ended; None: there is none."""
+        return self._ended[0].end if self._ended else self.next_completion
+
     def submit(self, now: float, num_bytes: int, tag: Any = None) -> Job:
         """Starts a copy.
 
@@ -116,7 +122,7 @@ class Link:
         Raises:
           ValueError: the copy is not on this link.
         """
-        if job.end is not None:
+        if job.end < math.inf:
             return job.end
         end, last, service = self._now, self._last, self._service
         for leaves, other in self._settled:
@@ -148,9 +154,12 @@ class Link:
         self._pass(now)
 
     def take_ended(self, now: float) -> list[Job]:
-        """Copies that have ended by `now` and were not taken, in the order in which they ended, then were submitted."""
-        self.advance(now)
-        ended, self._ended = self._ended, []
+        """Copies that have ended by `now` and were not taken, in the order in which they ended, then were submitted.
+        What lies behind the latest event is known already: `now` may do so."""
+        if now > self._now:
+            self.advance(now)
+        count = bisect.bisect_right(self._ended, now, key=lambda job: job.end)
+        ended, self._ended = self._ended[:count], self._ended[count:]
         return ended
 
     def _join(self, job: Job, at: float) -> None:

@@ -21,6 +21,7 @@ class KVStore(Protocol):
     num_slots: int
     page_size: int  # S
     pages_per_chunk: int  # C; with 1, pages are interchangeable
+    device_table: bool  # False: no device keeps a page table, so nobody asks for its changes
     parks: bool  # whether layers of running sequences may be on the host
     num_pages: int  # usable, over all layers
     arena_pages: int  # P: with the reserved ones

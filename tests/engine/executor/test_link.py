@@ -1,6 +1,7 @@
 """The link against schedules worked out by hand, and against a slow simulation in fractions that moves every byte."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
@@ -169,7 +170,7 @@ def test_as_the_reference_says_at_every_event(schedule, kind):
         expected = reference(rate, latency, jobs[: len(handles)], known, kind == "fifo")
         ends = [link.completion(job) for job in handles]
         assert ends == pytest.approx([float(end) for end in expected])
-        ahead = [end for job, end in zip(handles, ends, strict=True) if job.end is None]
+        ahead = [end for job, end in zip(handles, ends, strict=True) if job.end == math.inf]
         assert link.next_completion == min(ahead, default=None) and link.busy == bool(ahead)
         assert all(end >= at for end in ahead), "an event in the past"
         if i + 1 == len(events):
