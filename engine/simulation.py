@@ -11,6 +11,7 @@ from absl import logging
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
 from engine.costmodel.device import DeviceProfile, load_device
+from engine.costmodel.measured_steps import with_measured_steps
 from engine.costmodel.step_model import StepModel
 from engine.executor.link import LINKS, Link
 from engine.executor.memory_plan import make_memory_plan
@@ -69,6 +70,7 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     store.device_table = False
     clock = VirtualClock()
     links = [make_link(config, profile) for _ in ("in", "out")]
+    cost = with_measured_steps(cost, config, memory.num_slots)
     executor = SimExecutor(cost, config, clock, page_bytes * config.tensor, *links)
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
