@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from engine.clock import VirtualClock
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
+from engine.executor.link import Link
 from engine.executor.memory_plan import MemoryPlan
 from engine.executor.sim_executor import SimExecutor
 from engine.memory.stores import make_store
@@ -37,7 +38,8 @@ def sim_engine(cost, *, num_pages=400, pages_per_chunk=1, depth=1, max_context=1
     kv = make_store(store, num_pages, 2, pages_per_chunk, 8, 16, max_context)
     memory = MemoryPlan(kv.num_pages, pages_per_chunk, 1, max_context, "", 256, 0, 0, 0, 0)
     clock = VirtualClock()
-    return Engine(MODEL, config, memory, kv, SimExecutor(cost, config, clock), clock)
+    executor = SimExecutor(cost, config, clock, 1, Link(1e9), Link(1e9))
+    return Engine(MODEL, config, memory, kv, executor, clock)
 
 
 def outcome(engine, requests, fast: bool):
