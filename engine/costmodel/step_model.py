@@ -86,6 +86,7 @@ class StepModel:
         source = tables if tables is not None else profile.tables
         self.tables = OpTables.read(source) if isinstance(source, Path) else source or OpTables()
         self._ops = DenseOps(model, profile, tensor, self.tables)
+        self.shares_host_link = tensor > 1 and profile.shares_host_link
         self.host = profile.constants.t0_host_us * 1e-6
         self._layers = model.num_layers
         self._decode, self._prefill = self._attention(kernels)

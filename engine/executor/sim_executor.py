@@ -74,7 +74,7 @@ class SimExecutor:
             else:  # scattered before its layer
                 layers[move.layer] += self.cost.page_copy_seconds(payload.num_bytes)
         sends = {STEP_START: payloads.pop(STEP_START, [])}
-        collective = time.collective if self.cost.profile.shares_host_link else 0.0
+        collective = time.collective if self.cost.shares_host_link else 0.0
         times = run_layers(
             begin + time.embed,
             layers,

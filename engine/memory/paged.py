@@ -39,7 +39,7 @@ class PagedStore(SlotStore):
     @property
     def num_mapped_pages(self) -> int:
         """The others: nothing is reserved ahead."""
-        return self.num_pages - self.pool.num_free
+        return self.num_pages - self.num_free_pages
 
     def pages(self, slot: int) -> np.ndarray:
         """Pages that a sequence maps, int32 [L, mapped]; a view of the table."""
