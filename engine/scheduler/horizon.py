@@ -22,7 +22,7 @@ def horizon(state: SchedulerState, plan: Plan) -> int:
     made, and its policy looks at no clock."""
     slots = plan.decode_slots
     alone = not (plan.prefills or plan.moves or plan.streams or plan.num_preempted) and plan.forced is None
-    if not alone or state.swapped or state.store.copies_in_flight or state.may_stop[slots].any():
+    if not alone or state.swapped or state.store.copies_in_flight or state.may_stop:
         return 1
     # A running sequence that does not decode has ended, or is about to: its pages will be free.
     if len(slots) != len(state.running) and (state.waiting or state.store.pages_per_chunk > 1):
