@@ -111,7 +111,9 @@ def main() -> int:
         runs = [run(case, requests) for _ in range(REPEATS.value)]
         seconds = statistics.median(r[0] for r in runs)
         _, steps, progress = runs[0]
-        assert len(progress.completed) == len(requests), f"{case}: {len(progress.completed)} of {len(requests)} completed"
+        assert len(progress.completed) == len(requests), (
+            f"{case}: {len(progress.completed)} of {len(requests)} completed"
+        )
         results.append({
             "case": case, "requests": len(requests), "seconds": round(seconds, 3),
             "requests_per_s": round(len(requests) / seconds), "steps": steps.steps,

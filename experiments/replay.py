@@ -30,6 +30,9 @@ from experiments.workloads import WorkloadRequest
 if TYPE_CHECKING:
     from engine import Engine, RequestOutput
 
+UNREAD = np.zeros(1 << 21, np.int32)  # a prompt of which only the length matters
+UNREAD.flags.writeable = False
+
 
 @dataclass
 class Progress:
@@ -197,7 +200,7 @@ def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observ
     if engine.reads_prompts:
         prompt = request.prompt_tokens(engine.model_config.vocab_size)
     else:
-        prompt = np.broadcast_to(np.int32(0), request.prompt_len)
+        prompt = UNREAD[: request.prompt_len]
     progress.num_arrived += 1
     try:
         arrival = progress.start + request.arrival_s

@@ -167,7 +167,7 @@ def _overlapped(start: float, second: float, host: float, device: np.ndarray) ->
     has ended."""
     device[0] += start
     ends = np.cumsum(device)
-    if host <= device[1:].min(initial=np.inf) and second <= ends[0]:  # each is submitted before the device is free
+    if not np.count_nonzero(device < host) and second <= ends[0]:  # each is submitted before the device is free
         return ends
     for i in range(1, len(ends)):
         ready = second if i == 1 else ends[i - 2] + host

@@ -30,7 +30,9 @@ class Steps(Observer):
         self.records.append(record)
 
 
-def sim_engine(cost, *, num_pages=400, pages_per_chunk=1, depth=1, max_context=1024, store="paged", host_pages=0, **scheduler):
+def sim_engine(
+    cost, *, num_pages=400, pages_per_chunk=1, depth=1, max_context=1024, store="paged", host_pages=0, **scheduler
+):
     config = EngineConfig(
         cache=CacheConfig(num_pages=num_pages, host_bytes=host_pages),
         scheduler=SchedulerConfig(**{"max_num_seqs": 8, "watermark": 0.0, **scheduler}),
