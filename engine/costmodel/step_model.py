@@ -82,7 +82,7 @@ class StepModel:
         self.tables = OpTables.read(source) if isinstance(source, Path) else source or OpTables()
         self._ops = DenseOps(model, profile, tensor, self.tables)
         self._host = profile.constants.t0_host_us * 1e-6
-        self._mixed = profile.constants.mixed_decode
+        self._mixed = 1.0 if kernels else profile.constants.mixed_decode  # the paper's launch decode by itself
         self._layers = model.num_layers
         self._decode, self._prefill = self._attention()
         self._dense: dict[int, tuple[float, float, float, float]] = {0: (0.0, 0.0, 0.0, 0.0)}  # by tokens
