@@ -18,9 +18,9 @@ from engine.executor.memory_plan import MemoryPlan, make_memory_plan
 from engine.memory.host import HostTier
 from engine.memory.store import KVStore
 from engine.memory.stores import make_store
-from engine.models import hf_config, llama, orbax_weights, tensors, weights
-from engine.presets import PRESETS
-from engine.tokenizer import Tokenizer, load_tokenizer
+from engine.models import llama, orbax_weights, tensors, weights
+from engine.models.source import resolve
+from engine.tokenizer import Tokenizer
 from pallas_kernels import KVSpec
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -> Engine:
     """See `Engine.from_pretrained`."""
-    model, source, tokenizer = _resolve(path_or_preset, config)
+    model, source, tokenizer = resolve(path_or_preset, config)
     _enable_compilation_cache(config)
     # Sizes first: what cannot work is refused before any weight is read.
     weight_bytes, spec = device_sizes(model, config)
@@ -56,7 +56,7 @@ def follow() -> int:
     if message is None:  # it found something wrong
         return 0
     path_or_preset, config, memory = message
-    model, source, _ = _resolve(path_or_preset, config)
+    model, source, _ = resolve(path_or_preset, config)
     _enable_compilation_cache(config)
     mesh, (_, spec) = tensors.device_mesh(config.tensor), device_sizes(model, config)
     params = _load(model, source, mesh, config)
@@ -132,21 +132,6 @@ def _load(model: ModelConfig, source: Path | None, mesh: jax.sharding.Mesh, conf
         return weights.init_params(model, mesh, config.seed)
     load = orbax_weights.load_params if orbax_weights.is_orbax(source) else weights.load_params
     return load(source, model, mesh)
-
-
-def _resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Path | None, Tokenizer | None]:
-    """Model configuration, checkpoint directory (None: random weights) and tokenizer."""
-    path = Path(path_or_preset)
-    if path_or_preset in PRESETS:
-        model, source, tokenizer = PRESETS[path_or_preset], None, None
-    elif path.exists():
-        read = orbax_weights.read_model if orbax_weights.is_orbax(path) else hf_config.read_config
-        model, source, tokenizer = read(path), path, load_tokenizer(path)
-    else:
-        raise ConfigError(
-            f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}"
-        )
-    return (model.replace(dtype=config.dtype) if config.dtype else model), source, tokenizer
 
 
 def _enable_compilation_cache(config: EngineConfig) -> None:

@@ -18,6 +18,8 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
 ORDERS = ("fcfs", "sjf", "priority")
 STORES = ("paged", "native")
+EXECUTORS = ("jax", "sim")
+LINK_SHARING = ("ps", "fifo")
 ROPE_SCALINGS = ("default", "linear", "llama3")
 
 
@@ -186,11 +188,31 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True)
+class SimConfig:
+    """What `executor=sim` stands in for: a device, its software, and how copies share the link to the host."""
+
+    device: str = (
+        "h100"  # a device of `engine/costmodel/devices`, FILE.json, package.module:Name or path/to/file.py:Name
+    )
+    stack: str | None = None  # kernel stack whose constants are used; None: the device's default
+    kernels: str | None = None  # attention kernels (`costmodel/attention.py`); None: the stack's own
+    pipeline: int = 1  # stages that share the layers, each with a KV pool of its own
+    link_sharing: str = "ps"  # ps: copies of a direction share the link; fifo: one after the other, as on a device
+
+    def __post_init__(self):
+        _require(1 <= self.pipeline <= 64, f"pipeline must be in [1, 64] stages, got {self.pipeline}")
+        known = ", ".join(LINK_SHARING)
+        _require(self.link_sharing in LINK_SHARING, f"link_sharing {self.link_sharing!r}; known: {known}")
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Everything a run needs besides the weights. `EngineConfig()` works on any machine."""
 
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    executor: str = "jax"  # jax: the device; sim: the same engine on a virtual clock, timed by a cost model
+    sim: SimConfig = field(default_factory=SimConfig)
     max_context: int | None = None  # None: the model's, capped by what fits, and said so
     dtype: str | None = None  # None: the model's
     seed: int = 0  # random weights and unseeded requests
@@ -213,6 +235,7 @@ class EngineConfig:
             self.max_context is None or self.max_context >= 2,
             f"max_context must be >= 2, got {self.max_context}",
         )
+        _require(self.executor in EXECUTORS, f"executor {self.executor!r}; known: {', '.join(EXECUTORS)}")
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(1 <= self.tensor <= 1024, f"tensor must be in [1, 1024] devices, got {self.tensor}")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")

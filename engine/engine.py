@@ -2,73 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.clock import WallClock
+from engine.clock import Clock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import RequestError
-from engine.memory.moves import Copy, Move
+from engine.executor.protocol import Executor, FastForward
+from engine.intake import Intake, Prompt
+from engine.memory.moves import Copy
 from engine.metrics import RequestMetrics, StepRecord
 from engine.output_text import OutputText
 from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
+from engine.scheduler.horizon import repeated
 from engine.scheduler.plan import Plan, StepResult
 from engine.scheduler.policy import make_policy
 from engine.scheduler.state import SchedulerState
-from engine.stopping import check_stop_strings, end_reason, stop_ids
-from engine.tokenizer import prompt_ids
+from engine.stopping import end_reason, stop_ids
 
 if TYPE_CHECKING:
     from engine.executor.memory_plan import MemoryPlan
     from engine.memory.store import KVStore
     from engine.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | np.ndarray
 STEP_LOG = 1024  # records kept for whoever takes them away
-
-
-class Executor(Protocol):
-    """Carries plans out: on a device, or on a virtual clock."""
-
-    def submit(self, plan: Plan) -> Any:
-        """Starts a step and returns a ticket without waiting for results."""
-        ...
-
-    def collect(self, ticket: Any) -> StepResult:
-        """Waits for a step's results. A copy in that failed is reported with its step at the latest."""
-        ...
-
-    def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
-        """A step with these moves failed before or in `submit`: forgets what it began. Returns the copies that have
-        ended, and as failed the moves that were not started."""
-        ...
-
-    def wait_for_copies(self) -> tuple[Copy, ...]:
-        """Waits until a copy in flight has ended."""
-        ...
-
-    def drop(self, blocks: tuple[int, ...]) -> None:
-        """Lets go of host blocks that nobody will ask for."""
-        ...
-
-    def poison(self, mask: np.ndarray) -> None:
-        """Fills the pages of `mask` bool [P] with NaN (tests)."""
-        ...
 
 
 @dataclass(slots=True)
 class InFlight:
-    """A submitted step. Its rows belong to these requests, whatever becomes of their slots before it is collected."""
+    """A submitted step, or `plan.repeat` of them. Its rows belong to these requests, whatever becomes of their slots
+    before it is collected."""
 
     plan: Plan
     ticket: Any
     rows: list[tuple[Request, int]]  # of the sampled rows, and how often it had lost its KV then
     prefilled: list[Request]
+    passed: int = 0  # steps that have been collected
+
+    @property
+    def left(self) -> int:
+        """Steps to collect."""
+        return self.plan.repeat - self.passed
 
 
 class Engine:
@@ -84,7 +64,7 @@ class Engine:
         memory: MemoryPlan,
         store: KVStore,
         executor: Executor,
-        clock: WallClock,
+        clock: Clock,
         tokenizer: Tokenizer | None = None,
         source: str = "the model",
     ):
@@ -97,22 +77,33 @@ class Engine:
         self.compiled: list[tuple[str, float]] = []
         self._copies: list[Copy] = []  # that ended since the last step record
         self._in_flight: deque[InFlight] = deque()
+        self._steps_ahead = 0  # submitted and not collected: as many as `_in_flight` stands for
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
         self._arrivals = 0
+        self._intake = Intake(model, store, memory.max_context, tokenizer, source)
+        self._fast_forward = executor if isinstance(executor, FastForward) else None
+        self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
+        self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
-        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights.
+        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights; on a virtual
+        clock with `executor="sim"`.
 
         Raises:
           ConfigError: an unknown preset, or settings that do not fit the model or the machine.
           WeightsError: a checkpoint that cannot be read; names the file and the tensor.
         """
+        config = config or EngineConfig()
+        if config.executor == "sim":
+            from engine.simulation import build_simulation
+
+            return build_simulation(cls, path_or_preset, config)
         from engine.builder import build_engine
 
-        return build_engine(cls, path_or_preset, config or EngineConfig())
+        return build_engine(cls, path_or_preset, config)
 
     @property
     def max_context(self) -> int:
@@ -150,10 +141,12 @@ class Engine:
         if not isinstance(priority, int):
             raise RequestError(f"priority must be an integer, got {priority!r}")
         now = self.clock.now()
-        tokens = self._tokens(prompt)
+        tokens = self._intake.tokens(prompt)
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
         request_id = request_id if request_id is not None else f"request-{self._arrivals}"
-        self._refuse_impossible(request_id, tokens, params, max_length)
+        if request_id in self._live:
+            raise RequestError(f"request id {request_id!r} is in use")
+        self._intake.refuse_impossible(tokens, params, max_length)
         seed = params.seed if params.seed is not None else (self.config.seed * 1_000_003 + self._arrivals) % 2**31
         request = Request(
             request_id,
@@ -173,46 +166,6 @@ class Engine:
         self._live[request_id] = request
         self.state.waiting.push(request)
         return request_id
-
-    def _tokens(self, prompt: Prompt) -> np.ndarray:
-        """A prompt as int32 token ids [T]."""
-        ids = prompt_ids(prompt, self.tokenizer, self.source) if isinstance(prompt, str) else prompt
-        try:
-            tokens = np.asarray(ids)
-        except ValueError:  # rows of different lengths
-            raise RequestError("a prompt must be a string or one flat list of token ids") from None
-        if tokens.ndim != 1 or not len(tokens) or tokens.dtype.kind not in "iu":
-            raise RequestError(
-                f"a prompt must be a string or a non-empty list of token ids, got {tokens.dtype} {list(tokens.shape)}"
-            )
-        bad = np.flatnonzero((tokens < 0) | (tokens >= self.model_config.vocab_size))
-        if len(bad):
-            raise RequestError(
-                f"token id {tokens[bad[0]]} at position {bad[0]} is outside the vocabulary of "
-                f"{self.model_config.vocab_size}"
-            )
-        return tokens.astype(np.int32)
-
-    def _refuse_impossible(self, request_id: str, tokens: np.ndarray, params: SamplingParams, max_length: int) -> None:
-        if request_id in self._live:
-            raise RequestError(f"request id {request_id!r} is in use")
-        if len(tokens) >= self.max_context:
-            raise RequestError(
-                f"the prompt has {len(tokens)} tokens; a context of {self.max_context} takes at most "
-                f"{self.max_context - 1}"
-            )
-        vocab = self.model_config.vocab_size
-        for name in ("stop_token_ids", "forced_tokens"):
-            bad = [t for t in getattr(params, name) if not 0 <= t < vocab]
-            if bad:
-                raise RequestError(f"{name} {bad[0]} is outside the vocabulary of {vocab}")
-        check_stop_strings(params, self.tokenizer, self.source)
-        if (params.logprobs or 0) > vocab:
-            raise RequestError(f"logprobs={params.logprobs} is more than the vocabulary of {vocab}")
-        if not self.store.can_ever_hold(max_length - 1):  # the last token's KV is never needed
-            raise RequestError(
-                f"{max_length} tokens (prompt {len(tokens)} + output) never fit the KV pool of {self.num_pages} pages"
-            )
 
     def abort(self, request_id: str) -> bool:
         """Ends a request now, whatever its phase. False if it is unknown or has finished."""
@@ -245,11 +198,14 @@ class Engine:
         """Collects one step and hands each output to whoever waits for it. Whatever fails or interrupts it, the engine
         stays consistent: sequences whose KV may be half written are recomputed."""
         try:
-            while len(self._in_flight) <= self.config.async_depth and self._submit():
+            depth = self.config.async_depth
+            while self._steps_ahead <= depth and self._submit():
                 pass
             if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
                 self._account_copies(self.executor.wait_for_copies())
-            if self._in_flight:
+            if self._in_flight and self._in_flight[0].left > 1:
+                self._pass_steps(self._in_flight[0])
+            elif self._in_flight:
                 self._account(self._in_flight.popleft())
             while self._in_flight and not self._live:  # only late rows are left
                 self._account(self._in_flight.popleft())
@@ -266,6 +222,7 @@ class Engine:
             request.in_flight = 0
             request.cached = min(request.cached, request.num_tokens - 1)  # a token in flight is sampled again
         self._in_flight.clear()
+        self._steps_ahead = 0
         for slot in self.state.running[::-1].tolist():
             request = self.state.requests[slot]
             assert request is not None
@@ -280,9 +237,11 @@ class Engine:
         plan = self.policy.plan(self.clock.now())
         if plan.empty:
             return False
+        if self._fast_forward is not None and self.clock.now() < self.quiet_until:
+            plan = self._repeated(plan, self._fast_forward)
         rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
         for request, _ in rows:
-            request.in_flight += 1
+            request.in_flight += plan.repeat
         prefilled = self.state.owners([p.slot for p in plan.prefills])
         try:
             if self.config.debug_checks:
@@ -297,7 +256,31 @@ class Engine:
             self._account_copies(self.executor.abandon(plan.all_moves))
             raise
         self._in_flight.append(InFlight(plan, ticket, rows, prefilled))
+        self._steps_ahead += plan.repeat
         return True
+
+    def _repeated(self, plan: Plan, executor: FastForward) -> Plan:
+        """The plan for as many steps as are like it, when the policy can tell and the executor can pass them."""
+        horizon = getattr(self.policy, "horizon", None)
+        limit = horizon(plan) if horizon else 1
+        count = executor.repeats(plan, limit, self.quiet_until) if limit > 1 else 1
+        return repeated(self.state, plan, count) if count > 1 else plan
+
+    def _pass_steps(self, step: InFlight) -> None:
+        """Waits for all but the last of the steps that one plan stands for. They end no request."""
+        assert self._fast_forward is not None
+        count, start = step.left - 1, self.clock.now()
+        ends = self._fast_forward.pass_steps(step.ticket, count)
+        times = ends.tolist()
+        for request, _ in step.rows:
+            request.in_flight -= count
+            request.output += [0] * count
+            request.token_times += times
+            self._hand_out(request, count, False)
+        result = StepResult(np.empty(0, np.int32), None, start, times[-1])
+        self._log(step, result, count * len(step.rows), 0, 0, count)
+        step.passed += count
+        self._steps_ahead -= count
 
     def _account_copies(self, copies: Iterable[Copy]) -> None:
         """Moves that have ended: what landed may be fetched, what failed is recomputed."""
@@ -316,12 +299,14 @@ class Engine:
     def _account(self, step: InFlight) -> None:
         """Waits for a step; phases, metrics and frees follow, and each output goes to whoever waits for it. A row whose
         request has ended meanwhile is dropped."""
+        self._steps_ahead -= 1
         result = self.executor.collect(step.ticket)
         self._account_copies(result.copies)
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
-        num_outputs = num_finished = 0
+        num_tokens = num_finished = 0
+        extras = result.logits is not None or result.logprobs is not None
         for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
             if request.lost > lost:  # computed from KV that never arrived
                 continue
@@ -330,29 +315,48 @@ class Engine:
                 continue
             request.output.append(token)
             request.token_times.append(result.end)
-            if result.logits is not None:
-                request.logits.append(result.logits[row])
-            if result.logprobs is not None and request.params.logprobs is not None:
-                request.logprobs.append(result.logprobs[row])
+            if extras:
+                self._keep_extras(request, result, row)
             reason = end_reason(request)
             if reason:
                 self._finish(request, reason, result.end)
                 num_finished += 1
-            output = RequestOutput(request, 1, bool(reason), self.tokenizer)
-            self._inboxes.get(request.id, self._unclaimed).append(output)
-            num_outputs += 1
+            self._hand_out(request, 1, bool(reason))
+            num_tokens += 1
         if self.config.debug_checks:
             self.state.check()
-        self._log(step, result, num_finished, len(step.rows) - num_outputs)
+        self._log(step, result, num_tokens, num_finished, len(step.rows) - num_tokens)
 
-    def _log(self, step: InFlight, result: StepResult, num_finished: int, num_late: int) -> None:
+    def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
+        """What a row brought besides its token."""
+        if result.logits is not None:
+            request.logits.append(result.logits[row])
+        if result.logprobs is not None and request.params.logprobs is not None:
+            request.logprobs.append(result.logprobs[row])
+
+    def _hand_out(self, request: Request, num_new: int, finished: bool) -> None:
+        """An output for whoever waits for it."""
+        mine = request.id in self._inboxes
+        if mine or finished or self.partial_outputs:
+            inbox = self._inboxes[request.id] if mine else self._unclaimed
+            inbox.append(RequestOutput(request, num_new, finished, self.tokenizer))
+
+    def _log(
+        self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int, repeat: int = 1
+    ) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
-        out, back = [c for c in copies if c.ok and c.out], [c for c in copies if c.ok and not c.out]
+        traffic: dict[str, Any] = {}
+        for way, landed in (("out", True), ("in", False)) if copies else ():
+            moved = [c for c in copies if c.ok and c.out is landed]
+            traffic[f"bytes_{way}"] = sum(c.num_bytes for c in moved)
+            traffic[f"seconds_{way}"] = sum(c.end - c.start for c in moved)
         self.step_log.append(
             StepRecord(
-                step=plan.step,
+                step=plan.step + step.passed,
+                repeat=repeat,
                 start=result.start,
                 end=result.end,
+                num_tokens=num_tokens,
                 num_decode=len(plan.decode_slots),
                 num_prefill_seqs=len(plan.prefills),
                 prefill_tokens=plan.num_prefill_tokens,
@@ -363,13 +367,10 @@ class Engine:
                 num_preempted=plan.num_preempted,
                 num_finished=num_finished,
                 num_late=num_late,
-                bytes_out=sum(c.num_bytes for c in out),
-                bytes_in=sum(c.num_bytes for c in back),
-                seconds_out=sum(c.end - c.start for c in out),
-                seconds_in=sum(c.end - c.start for c in back),
                 host_bytes=self.store.num_host_pages * self.memory.page_bytes,
                 mapped_pages=self.store.num_mapped_pages,
                 copies=copies,
+                **traffic,
             )
         )
 
@@ -428,7 +429,8 @@ class Engine:
     def warmup(self) -> list[tuple[str, float]]:
         """Compiles every bucket's programs, so that serving compiles nothing. Returns (bucket, seconds) rows; they
         stay in `compiled`."""
-        from engine.builder import warm_up
+        if self.config.executor == "jax":
+            from engine.builder import warm_up
 
-        self.compiled = warm_up(self)
+            self.compiled = warm_up(self)
         return self.compiled

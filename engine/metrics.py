@@ -7,7 +7,7 @@ is known to the host).
 
 from __future__ import annotations
 
-import itertools
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class RequestMetrics:
     def from_request(cls, request: Request) -> RequestMetrics:
         """The metrics of a request in any phase; parts that did not happen are None."""
         t0, times = request.arrival, request.token_times
-        gaps = tuple(float(b - a) for a, b in itertools.pairwise(times))
+        gaps = tuple(map(operator.sub, times[1:], times))
         queue = None if request.scheduled is None else request.scheduled - t0
         prefill = times[0] - request.scheduled if times and request.scheduled is not None else None
         return cls(
@@ -83,3 +83,7 @@ class StepRecord:
     host_bytes: int = 0  # held by the host tier after the step
     mapped_pages: int = 0  # for tokens; neither free nor mapped: reserved and empty
     copies: tuple[Copy, ...] = ()  # behind bytes and seconds, one by one
+    num_tokens: int = 0  # that requests got
+    repeat: int = (
+        1  # steps alike that this one record stands for, `step` the first: a virtual clock passes them at once
+    )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
+from engine.config import DTYPES, EXECUTORS, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
+from engine.config import LINK_SHARING as LINK_DISCIPLINES
 from engine.errors import ConfigError, FolioError
 from engine.scheduler.policy import find_policy
 
@@ -68,7 +69,7 @@ class _OverlayParser(flags.ArgumentParser):
             raise ValueError(f"not JSON: {e}") from None
         if not isinstance(overlay, dict):
             raise ValueError("expected a JSON object of EngineConfig fields")
-        for section in ("cache", "scheduler"):
+        for section in ("cache", "scheduler", "sim"):
             if not isinstance(overlay.get(section, {}), dict):
                 raise ValueError(f"{section} must be a JSON object")
         return overlay
@@ -151,6 +152,19 @@ PREEMPTION = flags.DEFINE_enum(
     "preemption", DEFAULTS.scheduler.preemption, PREEMPTIONS, "What becomes of a preempted sequence's KV."
 )
 
+EXECUTOR = flags.DEFINE_enum(
+    "executor", DEFAULTS.executor, EXECUTORS, "jax: this machine's devices; sim: a virtual clock and a cost model."
+)
+DEVICE = flags.DEFINE_string(
+    "device", DEFAULTS.sim.device, "What --executor=sim stands in for: a name, FILE.json, package.module:Name."
+)
+STACK = flags.DEFINE_string("stack", None, "Kernel stack whose constants are used. Default: the device's.")
+KERNELS = flags.DEFINE_string("kernels", None, "Attention kernels to simulate. Default: the stack's.")
+PIPELINE = flags.DEFINE_integer("pipeline", DEFAULTS.sim.pipeline, "Simulated pipeline stages, each with its own pool.")
+LINK_SHARING = flags.DEFINE_enum(
+    "link_sharing", DEFAULTS.sim.link_sharing, LINK_DISCIPLINES, "How simulated copies of one direction share the link."
+)
+
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
 TENSOR = flags.DEFINE_integer(
     "tensor", DEFAULTS.tensor, "Devices that share the heads of weights and KV; on CPU, virtual ones."
@@ -185,15 +199,16 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
         STORE, PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES,
     ),
     "scheduler": (POLICY, ORDER, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
+    "sim": (DEVICE, STACK, KERNELS, PIPELINE, LINK_SHARING),
     "": (
-        MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
+        EXECUTOR, MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
         COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS,
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
 # What --help shows, besides the program's own; --helpfull shows all.
 KEY_FLAGS = (
-    MODEL, OUT, CONFIG, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
+    MODEL, OUT, CONFIG, EXECUTOR, DEVICE, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
     MAX_NUM_BATCHED_TOKENS, SEED,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Replays a workload against an engine in real time.
+"""Replays a workload against an engine, in the time of its clock.
 
 Open loop: requests arrive when the workload says, whether or not the engine keeps up, and t0 is the scheduled arrival:
 the time a request waits while a step runs, before the engine can even learn of it, counts as latency (no coordinated
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 import signal
-import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import FolioError, RequestError
 from engine.metrics import RequestMetrics, StepRecord
@@ -26,8 +27,6 @@ from experiments.workloads import WorkloadRequest
 
 if TYPE_CHECKING:
     from engine import Engine, RequestOutput
-
-IDLE_SLICE = 0.05  # seconds of sleep between looks at the stop flag
 
 
 @dataclass
@@ -81,7 +80,7 @@ class Schedule:
     def pop(self) -> WorkloadRequest:
         """Takes the next request; its `arrival_s` is when it is due."""
         due, _, request = heapq.heappop(self._due)
-        return dataclasses.replace(request, arrival_s=due)
+        return request if due == request.arrival_s else dataclasses.replace(request, arrival_s=due)
 
     def ended(self, request: WorkloadRequest, now: float) -> None:
         """A turn ended: the next one of its session is due after its think time."""
@@ -145,20 +144,18 @@ def replay(
     requests: Sequence[WorkloadRequest],
     observer: Observer,
     stop: StopFlag,
-    *,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Progress:
     """Serves `requests` when they are due until all are done or `stop` is set.
 
     Args:
       requests: in order of arrival; open loop, request i is due `arrival_s` after the start. Observers get them with
         the `arrival_s` at which they really were due.
-      sleep: waits that many seconds on the engine's clock.
     """
     clock = engine.clock
     progress = Progress(len(requests), clock.now(), clock.now())
     schedule, live = Schedule(requests), {}
     engine.step_log.clear()
+    engine.partial_outputs = False
     observer.on_start(progress)
     while stop.signal is None:
         progress.now = clock.now()
@@ -169,31 +166,32 @@ def replay(
             else:
                 progress.num_dropped += schedule.drop(request)
         if engine.has_work():
+            engine.quiet_until = math.inf if due is None else progress.start + due
             for output in engine.step():
-                progress.num_output_tokens += len(output.new_token_ids)
-                if output.finished:
-                    request = live.pop(output.request_id)
-                    progress.completed.append(output.metrics)
-                    schedule.ended(request, _end_of(output.metrics) - progress.start)
-                    observer.on_finished(request, output)
+                request, metrics = live.pop(output.request_id), output.metrics
+                progress.completed.append(metrics)
+                schedule.ended(request, _end_of(metrics) - progress.start)
+                observer.on_finished(request, output)
             progress.now = clock.now()
             while engine.step_log:
                 record = engine.step_log.popleft()
                 progress.num_preempted += record.num_preempted
+                progress.num_output_tokens += record.num_tokens
                 progress.last_step = record
                 observer.on_step(record, progress)
         elif due is not None:
-            sleep(min(IDLE_SLICE, progress.start + due - progress.now))
+            clock.wait_until(progress.start + due)
         else:
             progress.num_dropped += schedule.num_waiting  # for turns that somebody aborted
             break
+    engine.partial_outputs = True
     progress.stopped_by = stop.signal
     return progress
 
 
 def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observer: Observer) -> bool:
     """Hands a request to the engine; False when it is refused."""
-    params = SamplingParams(max_tokens=request.output_len, ignore_eos=True, **dict(request.sampling))
+    params = _params(request.output_len, request.sampling)
     prompt = request.prompt_tokens(engine.model_config.vocab_size)
     progress.num_arrived += 1
     try:
@@ -204,6 +202,12 @@ def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observ
         observer.on_refused(request, error)
         return False
     return True
+
+
+@lru_cache(4096)
+def _params(output_len: int, sampling: tuple[tuple[str, Any], ...]) -> SamplingParams:
+    """Exactly `output_len` tokens."""
+    return SamplingParams(max_tokens=output_len, ignore_eos=True, **dict(sampling))
 
 
 def _end_of(metrics: RequestMetrics) -> float:

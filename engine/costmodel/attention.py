@@ -63,7 +63,7 @@ class LinearDecode:
 
     def seconds_each(self, num: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
         spread = self.per_token * (kv + self.edge * num + self.skew_alpha * (num * max_kv - kv))
-        return self.t0 + np.maximum(spread, self.serial_per_token * max_kv)
+        return self.t0 + (np.maximum(spread, self.serial_per_token * max_kv) if self.serial_per_token else spread)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,14 @@ class StepTime:
     num_layers: int
 
     @property
+    def device(self) -> float:
+        """What the device works, when nothing stretches it."""
+        return self.embed + self.num_layers * self.layer + self.tail
+
+    @property
     def total(self) -> float:
-        """The whole step, when nothing else stretches it."""
-        return self.host + self.embed + self.num_layers * self.layer + self.tail
+        """The whole step, when the host and the device take turns."""
+        return self.host + self.device
 
 
 class StepModel:
@@ -81,7 +86,8 @@ class StepModel:
         source = tables if tables is not None else profile.tables
         self.tables = OpTables.read(source) if isinstance(source, Path) else source or OpTables()
         self._ops = DenseOps(model, profile, tensor, self.tables)
-        self._host = profile.constants.t0_host_us * 1e-6
+        self.shares_host_link = tensor > 1 and profile.shares_host_link
+        self.host = profile.constants.t0_host_us * 1e-6
         self._mixed = 1.0 if kernels else profile.constants.mixed_decode  # the paper's launch decode by itself
         self._layers = model.num_layers
         self._decode, self._prefill = self._attention()
@@ -99,15 +105,20 @@ class StepModel:
             layer += decode * self._mixed if work.prefills else decode
         if work.prefills:
             layer += self._prefill.seconds(work.prefills)
-        return StepTime(self._host, embed, layer, collective, norm + self._head(work.num_sampled), self._layers)
+        return StepTime(self.host, embed, layer, collective, norm + self._head(work.num_sampled), self._layers)
 
     def decode_seconds(self, num: int, kv: int, max_kv: int, repeat: int) -> np.ndarray:
-        """Totals of `repeat` consecutive steps of the same `num` > 0 decode rows, all sampled, each of which attends to
-        one token more at every step: float64 [repeat], bit-equal to `step(...).total` of each."""
+        """What the device works in each of `repeat` steps of the same `num` > 0 decode rows, all sampled, which attend
+        to one token more at every step: float64 [repeat], bit-equal to `step(...).device` of each."""
         embed, layer, _, norm = self._dense.get(num) or self._dense_seconds(num)
         steps = np.arange(repeat)
         layers = layer + self._decode.seconds_each(num, kv + num * steps, max_kv + steps)
-        return self._host + embed + self._layers * layers + (norm + self._head(num))
+        return embed + self._layers * layers + (norm + self._head(num))
+
+    def page_copy_seconds(self, num_bytes: int) -> float:
+        """Seconds to gather or scatter pages of so many bytes, all devices together: read and written once."""
+        rate = self.profile.hardware.memory_gbs * 1e9 * self.profile.constants.eff_elementwise_bw * self.tensor
+        return 2 * num_bytes / rate + self.profile.constants.t0_elementwise_us * 1e-6
 
     def _attention(self) -> tuple[DecodeAttention, PrefillAttention]:
         """The kernels by name, those of the stack, or measured times."""

@@ -31,6 +31,7 @@ class MemoryPlan:
     activation_peak: int  # estimate
     num_devices: int = 1
     num_slots: int = 0  # sequences that hold device KV at once
+    pages_note: str = ""  # how their number was derived, when nobody gave it
     slots_note: str = ""  # why they are fewer than asked for; "" if they are not
     transient_buffers: int = 0  # that parked layers are streamed through
     staging: int = 0  # blocks on their way to and from the host
@@ -51,7 +52,8 @@ class MemoryPlan:
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
         slots = [f"at most {self.num_slots:,} sequences ({self.slots_note})"] if self.slots_note else []
         devices = [f"on each of {self.num_devices} devices"] if self.num_devices > 1 else []
-        return "\n".join([*devices, *lines, context, *slots])
+        pages = [f"pages: {self.pages_note}"] if self.pages_note else []
+        return "\n".join([*devices, *lines, context, *slots, *pages])
 
 
 def make_memory_plan(
@@ -67,9 +69,9 @@ def make_memory_plan(
       ConfigError: the pool cannot hold what was asked for; says by how much.
     """
     cache, size, layers = config.cache, config.cache.page_size, model.num_layers
-    on_cpu = device.platform == "cpu"
+    on_cpu, simulated = device.platform == "cpu", device.platform == "sim"
     native = cache.store == "native"  # a sequence's run is owned as a whole, there are no chunks
-    chunk = cache.pages_per_chunk or (1 if on_cpu or native else max(1, CHUNK_BYTES // page_bytes))
+    chunk = cache.pages_per_chunk or (1 if on_cpu or native or simulated else max(1, CHUNK_BYTES // page_bytes))
     wanted = min(config.max_context or model.max_context, model.max_context)
     if config.max_context and config.max_context > model.max_context:
         raise ConfigError(f"max_context={config.max_context} is more than the model's {model.max_context}")
@@ -121,7 +123,9 @@ def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
             f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
             f"{device.device_kind} has: lower num_pages, device_bytes or device_fraction"
         )
-    if host_bytes > (left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)):
+    if device.platform != "sim" and host_bytes > (
+        left := _available_host_bytes() - (arena * config.tensor if on_cpu else 0)
+    ):
         raise ConfigError(
             f"a host tier of {host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
             "left: lower host_bytes"

@@ -13,6 +13,8 @@ from engine.memory.host import HostTier
 from engine.memory.pages import PagePool
 from engine.memory.slots import SlotStore
 
+NO_DELTAS = np.empty((0, 4), np.int32)
+
 
 class PagedStore(SlotStore):
     """Implements `KVStore` over a `PagePool`."""
@@ -21,7 +23,7 @@ class PagedStore(SlotStore):
 
     def __init__(self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int, host: HostTier | None = None):
         super().__init__(num_slots, pool.num_layers, page_size, max_tokens, host)
-        self.pool = pool
+        self.pool, self.pages_per_chunk = pool, pool.pages_per_chunk
         self.num_pages, self.arena_pages = pool.num_pages, pool.arena_pages
         self.table_width = -(-max_tokens // page_size)  # N
         # The host's copy of the device table. Zero pages of memory are committed by the system on first touch.
@@ -37,7 +39,7 @@ class PagedStore(SlotStore):
     @property
     def num_mapped_pages(self) -> int:
         """The others: nothing is reserved ahead."""
-        return self.num_pages - self.pool.num_free
+        return self.num_pages - self.num_free_pages
 
     def pages(self, slot: int) -> np.ndarray:
         """Pages that a sequence maps, int32 [L, mapped]; a view of the table."""
@@ -97,7 +99,8 @@ class PagedStore(SlotStore):
         first, pages = self.mapped.item(slot), ids.shape[1]
         self.table[slot, :, first : first + pages] = ids
         self.mapped[slot] = first + pages
-        self._growth.append((slot, first, pages))
+        if self.device_table:
+            self._growth.append((slot, first, pages))
 
     def _free(self, slot: int, pages: np.ndarray) -> None:
         """See `SlotStore`; the unshared pages are free at once."""
@@ -112,7 +115,7 @@ class PagedStore(SlotStore):
         """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
         growth, self._growth = self._growth, []
         if not growth:
-            return np.empty((0, 4), np.int32)
+            return NO_DELTAS
         slot, first, pages = np.array(growth, np.int32).T
         ahead = np.cumsum(pages) - pages
         total = int(pages.sum())

@@ -42,7 +42,8 @@ class PagePool:
     @property
     def num_free(self) -> int:
         """Pages no sequence maps, over all layers."""
-        return len(self._free_chunks) * self.pages_per_chunk + int(self._own_free.sum())
+        free = len(self._free_chunks) * self.pages_per_chunk
+        return free if self.pages_per_chunk == 1 else free + int(self._own_free.sum())
 
     @property
     def refcount(self) -> np.ndarray:

@@ -23,6 +23,8 @@ from engine.memory.slots import NOT_WANTED
 class ParkingStore(PagedStore):
     """A paged store with a host tier and `transient_pages` pages to stream one layer of a step's rows through."""
 
+    parks = True
+
     def __init__(
         self,
         pool: PagePool,

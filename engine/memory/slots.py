@@ -17,6 +17,10 @@ NOT_WANTED = -1
 class SlotStore(ABC):
     """The half of `KVStore` that does not depend on where pages lie; a store adds that."""
 
+    pages_per_chunk = 1
+    parks = False  # whether layers of running sequences may be on the host
+    device_table = True  # False: no device keeps a page table, so nobody asks for its changes
+
     def __init__(self, num_slots: int, num_layers: int, page_size: int, max_tokens: int, host: HostTier | None = None):
         self.num_slots, self.num_layers = num_slots, num_layers
         self.page_size, self.max_tokens, self.host = page_size, max_tokens, host

@@ -19,6 +19,10 @@ class KVStore(Protocol):
 
     view: str  # which KVView kernels get: "paged" | "run"
     num_slots: int
+    page_size: int  # S
+    pages_per_chunk: int  # C; with 1, pages are interchangeable
+    device_table: bool  # False: no device keeps a page table, so nobody asks for its changes
+    parks: bool  # whether layers of running sequences may be on the host
     num_pages: int  # usable, over all layers
     arena_pages: int  # P: with the reserved ones
     table_width: int  # N: page-table entries of one sequence and layer on the device

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.config import SchedulerConfig
+from engine.scheduler.horizon import horizon
+from engine.scheduler.plan import Plan
 from engine.scheduler.state import SchedulerState
 
 Tokens = tuple[np.ndarray, np.ndarray]  # slots int32 [n], and how many tokens each computes in a step int32 [n]
@@ -25,6 +27,10 @@ class BasePolicy:
         self.swap = config.preemption == "swap"
         self._watermark_pages = int(config.watermark * state.store.num_pages)
 
+    def horizon(self, plan: Plan) -> int:
+        """How many steps are like `plan`, just made, if nothing arrives: these policies look at no clock."""
+        return horizon(self.state, plan)
+
     @property
     def reserve(self) -> int:
         """Pages that an admission leaves free. Alone a request may have them all: it must be able to finish."""
@@ -40,6 +46,8 @@ class BasePolicy:
         while True:
             slots, counts = wanted()
             lengths = state.cached[slots] + counts
+            if not state.store.lacking(slots, lengths).any():
+                return (slots, counts), num_preempted
             if state.store.can_grow(slots, lengths):
                 state.store.grow(slots, lengths)
                 return (slots, counts), num_preempted

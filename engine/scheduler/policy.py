@@ -14,7 +14,9 @@ from engine.scheduler.state import SchedulerState
 
 class Policy(Protocol):
     """Plans steps over a `SchedulerState`. Its class may have a `default_budget`: tokens per step when
-    `max_num_batched_tokens` is not set (without one: max(context, 2048), vLLM v0's rule)."""
+    `max_num_batched_tokens` is not set (without one: max(context, 2048), vLLM v0's rule); and `horizon(plan) -> int`:
+    how many steps, `plan` the first, are sure to be the same decodes if nothing arrives (without one: 1), which lets
+    the virtual clock run them at once (`scheduler/horizon.py`)."""
 
     mixes: bool  # whether a step may prefill and decode at once
 

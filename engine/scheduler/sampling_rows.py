@@ -41,6 +41,12 @@ def sampling_row(request: Request) -> np.void:
     return row
 
 
+def is_plain(request: Request) -> bool:
+    """True when argmax will do for every token of the request."""
+    p = request.params
+    return p.temperature == 0 and p.logprobs is None and not p.min_tokens and not p.forced_tokens
+
+
 def need_sampler(rows: np.ndarray) -> bool:
     """True when argmax alone would not do for some of `rows` [n]."""
     return bool((rows["temperature"] > 0).any() or (rows["index"] < rows["min_tokens"]).any() or need_logprobs(rows))

@@ -11,11 +11,12 @@ from typing import cast
 
 import numpy as np
 
+from engine.memory.moves import Stream
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.queue import RequestQueue, rank
-from engine.scheduler.sampling_rows import ROW, need_sampler, sampling_row
+from engine.scheduler.sampling_rows import ROW, is_plain, need_sampler, sampling_row
 
 NOBODY = np.empty(0, np.int32)
 FROM_DEVICE = -1  # input token of a decode row: the last one sampled into its slot
@@ -43,6 +44,8 @@ class SchedulerState:
         self.prompt_length = np.zeros(n, np.int32)
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
+        self.may_stop = np.zeros(n, bool)  # whether a token may end it before its limit
+        self._special: set[int] = set()  # slots that are sampled or forced
         self.step = 0
         self._preempted = 0  # since the last plan
 
@@ -84,6 +87,9 @@ class SchedulerState:
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
+        if not is_plain(request):
+            self._special.add(slot)
+        self.may_stop[slot] = bool(request.stop_ids or request.text)
 
     def prefill(self, slot: int, num_tokens: int | None = None) -> Prefill:
         """The next `num_tokens` tokens to prefill of a sequence (None: all that are left). Their pages are mapped."""
@@ -124,6 +130,7 @@ class SchedulerState:
     def _unseat(self, request: Request) -> None:
         self.running = self.running[self.running != request.slot]
         self.requests[request.slot] = None
+        self._special.discard(request.slot)
         request.slot = -1
 
     def preempt(self, slot: int, swap: bool = False) -> None:
@@ -175,7 +182,7 @@ class SchedulerState:
             self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
-        index = self.length[rows] - self.prompt_length[rows]  # which token of its request each row samples
+        sampling, forced = self._special_rows(rows) if self._special else (None, None)
         self.length[rows] += 1
         plan = Plan(
             step=self.step + 1,
@@ -184,28 +191,31 @@ class SchedulerState:
             decode_positions=positions,
             prefills=tuple(prefills),
             deltas=self.store.take_deltas(),
-            streams=self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32)),
+            streams=self._streams(decode, prefills) if self.store.parks else (),
             moves=self.store.take_moves(),
-            sampling=self._sampling(rows, index),
-            forced=self._forced(rows, index),
+            sampling=sampling,
+            forced=forced,
             num_preempted=self._preempted,
         )
         if not plan.empty:  # an empty one is never submitted
             self.step, self._preempted = plan.step, 0
         return plan
 
-    def _sampling(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+    def _streams(self, decode: np.ndarray, prefills: list[Prefill]) -> tuple[Stream, ...]:
+        return self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32))
+
+    def _special_rows(self, slots: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """How the next token of each of these sequences is sampled, and where it is forced; see `Plan`."""
+        index = self.length[slots] - self.prompt_length[slots]  # which token of its request each row samples
         rows = self.sampling.take(slots)  # a copy; a tenth of the time of [slots]
         rows["index"] = index
-        return rows if need_sampler(rows) else None
+        return rows if need_sampler(rows) else None, self._forced(slots, index)
 
-    def _forced(self, rows: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        if not self.forced[rows].any():
+    def _forced(self, slots: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+        if not self.forced[slots].any():
             return None
-        forced = np.full(len(rows), -1, np.int32)
-        for i, (slot, at) in enumerate(zip(rows.tolist(), index.tolist(), strict=True)):
-            request = self.requests[slot]
-            assert request is not None
+        forced = np.full(len(slots), -1, np.int32)
+        for i, (request, at) in enumerate(zip(self.owners(slots), index.tolist(), strict=True)):
             if at < len(request.params.forced_tokens):
                 forced[i] = request.params.forced_tokens[at]
         return forced

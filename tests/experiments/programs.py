@@ -12,9 +12,10 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 TIMED = """
 from experiments import common_flags
-from tests.experiments.timed_engine import RealClock, timed_engine
+from engine.clock import WallClock
+from tests.experiments.timed_engine import timed_engine
 common_flags.load_engine = lambda model, config: timed_engine(
-    clock=RealClock(), token_s=1e-5, decode_s=0.002,
+    clock=WallClock(), token_s=1e-5, decode_s=0.002,
     num_pages=config.cache.num_pages or 4000, max_context=config.max_context or 1024,
 )
 """

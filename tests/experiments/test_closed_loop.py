@@ -21,7 +21,7 @@ class Log(Observer):
 def run(requests, observer=None, **engine):
     engine = timed_engine(**engine)
     log = observer(engine) if observer else Log()
-    return replay(engine, requests, log, StopFlag(), sleep=engine.clock.sleep), log
+    return replay(engine, requests, log, StopFlag()), log
 
 
 def turn(name, arrival, prompt, output, session, number, think=None):

@@ -30,7 +30,7 @@ def run(requests, log=None, stop=None, **engine):
     engine = timed_engine(**engine)
     log, stop = log or Log(), stop or StopFlag()
     requests = [WorkloadRequest(*r) for r in requests]
-    return replay(engine, requests, log, stop, sleep=engine.clock.sleep), log
+    return replay(engine, requests, log, stop), log
 
 
 def test_two_requests_by_hand():
@@ -86,5 +86,5 @@ def test_priorities_reach_the_engine():
     engine.state.waiting.order = "priority"
     requests = [WorkloadRequest(str(i), 0.0, 10, 1, priority=p) for i, p in enumerate((2, 0, 1))]
     log = Log()
-    replay(engine, requests, log, StopFlag(), sleep=engine.clock.sleep)
+    replay(engine, requests, log, StopFlag())
     assert [*log.outputs] == ["1", "2", "0"]

@@ -3,10 +3,9 @@ decode step, on a virtual clock or on the wall clock. Produces token 0 for ever.
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
+from engine.clock import VirtualClock
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.executor.memory_plan import MemoryPlan
@@ -18,24 +17,6 @@ MODEL = ModelConfig(
     name="timed", num_layers=2, hidden_size=8, num_heads=2, num_kv_heads=1, head_dim=4, ffn_size=8, vocab_size=100,
     max_context=4096,
 )  # fmt: skip
-
-
-class VirtualClock:
-    """Seconds that pass only when somebody sleeps."""
-
-    def __init__(self):
-        self._now = 100.0  # runs do not start at zero
-
-    def now(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += seconds
-
-
-class RealClock:
-    now = staticmethod(time.perf_counter)
-    sleep = staticmethod(time.sleep)
 
 
 class TimedExecutor:
@@ -54,7 +35,10 @@ class TimedExecutor:
     def collect(self, ticket) -> StepResult:
         plan, submitted = ticket
         start = max(submitted, self._last_end)
-        self._clock.sleep(plan.num_prefill_tokens * self._token_s if plan.prefills else self._decode_s)
+        seconds = plan.num_prefill_tokens * self._token_s if plan.prefills else self._decode_s
+        due = self._clock.now() + seconds
+        while self._clock.now() < due:
+            self._clock.wait_until(due)
         self._last_end = self._clock.now()
         return StepResult(np.zeros(len(plan.sampled_slots), np.int32), None, start, self._last_end)
 
@@ -70,7 +54,7 @@ def timed_engine(
     num_pages=4000, token_s=0.001, decode_s=0.01, max_context=1024, max_batched_tokens=2048, clock=None
 ) -> TimedEngine:
     """An engine whose pool holds `num_pages` pages of 16 tokens of one layer; two layers."""
-    clock = clock or VirtualClock()
+    clock = clock or VirtualClock(start=100.0)  # runs do not start at zero
     config = EngineConfig(
         cache=CacheConfig(num_pages=num_pages), scheduler=SchedulerConfig(max_num_seqs=64), async_depth=0
     )

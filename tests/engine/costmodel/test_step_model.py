@@ -44,9 +44,15 @@ def test_a_step_is_the_sum_of_its_parts(tmp_path):
     assert step.host == pytest.approx(100e-6) and step.embed == ops.embed(100) and step.collective == held > 0
     assert step.layer == pytest.approx(layer + attention) and step.num_layers == 3
     assert step.tail == pytest.approx(ops.op("final_norm", 100) + ops.head(2))
-    assert step.total == pytest.approx(step.host + step.embed + 3 * step.layer + step.tail)
+    assert step.device == pytest.approx(step.embed + 3 * step.layer + step.tail)
+    assert step.total == pytest.approx(step.device + 100e-6)
     alone = StepModel(MODEL, device, tensor=2).step(work([100, 300]))
     assert alone.layer == pytest.approx(ops.layer(2)[0] + decode.seconds(2, 400, 300))
+
+
+def test_page_copies(tmp_path):
+    """1.6 GB over 2 devices at 800 GB/s each: read and written, 2 ms, and a launch of 2 us."""
+    assert StepModel(MODEL, profile(tmp_path), tensor=2).page_copy_seconds(1_600_000_000) == pytest.approx(2.002e-3)
 
 
 def test_an_empty_step_takes_the_hosts_time(tmp_path):
@@ -58,11 +64,11 @@ def test_an_empty_step_takes_the_hosts_time(tmp_path):
 
 @given(models, st.integers(1, 256), st.integers(1, 30_000), st.integers(0, 60_000), st.integers(1, 60))
 def test_several_decodes_are_bit_equal_to_each(model, num, mean, more, repeat):
-    """`decode_seconds` is `step(...).total` of every one of them."""
+    """`decode_seconds` is `step(...).device` of every one of them."""
     kv, longest = num * mean, mean + more * (num > 1)
     found = model.decode_seconds(num, kv, longest, repeat)
     assert found.dtype == np.float64 and found.shape == (repeat,)
-    each = [model.step(StepWork(num, kv + num * i, longest + i, (), num)).total for i in range(repeat)]
+    each = [model.step(StepWork(num, kv + num * i, longest + i, (), num)).device for i in range(repeat)]
     assert found.tolist() == each
 
 

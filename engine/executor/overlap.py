@@ -1,0 +1,103 @@
+"""Compute and copies of one step, layer by layer, on the virtual clock. No JAX here.
+
+The exact recursion (LayerKV; research note on arXiv 2410.00428, decode and prefill pipelines): a layer starts when the
+layer before has ended and what it reads has landed; what it wrote may leave when it has ended. Its copies share the
+links with everything else that is under way there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from engine.executor.link import Job, Link
+
+STEP_START = -1  # as a layer of `StepCopies.sends`
+
+
+class Payload(NamedTuple):
+    """What one copy moves."""
+
+    num_bytes: int
+    tag: Any = None  # of the link's job
+
+
+@dataclass(frozen=True)
+class StepCopies:
+    """Copies of a step, each layer's in the order of submission."""
+
+    fetches: Mapping[int, Sequence[Payload]] = field(default_factory=dict)  # by the layer that reads them
+    sends: Mapping[int, Sequence[Payload]] = field(default_factory=dict)  # by the layer whose end they wait for
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """When a step's layers ran. Layer l computed from the end of the layer before, plus its stall, to its end."""
+
+    ends: list[float]  # [L] seconds on the engine's clock
+    stalls: list[float]  # [L] seconds in which nothing ran, because what the layer reads had not landed
+
+
+def run_layers(
+    start: float,
+    layer_seconds: Sequence[float],
+    copies: StepCopies,
+    link_in: Link,
+    link_out: Link,
+    prefetch_depth: int,
+    collective_seconds: float = 0.0,
+) -> LayerTimes:
+    """Runs one step's layers and submits its copies to the links, which keep what has not ended for later steps.
+
+    A layer's turn comes when the layer before has ended, the first one's at `start`. Then the fetches of all layers up
+    to `prefetch_depth` ahead are submitted, as far as they are not yet, and the layer waits for its own: the order of
+    `JaxExecutor._land`, with transient buffers for depth + 1 layers. (A host that dispatches ahead of its device and
+    has memory for all that lands is `prefetch_depth = L`.) Sends never delay the step. On a `FifoLink`, deeper prefetch
+    and faster layers or links never make a step slower; on a `Link` they can: what begins sooner takes its share from
+    what is needed first.
+
+    Args:
+      start: seconds on the engine's clock; the links know of nothing later.
+      layer_seconds: [L] compute of each layer, collectives included.
+      copies: fetches by layer 0 .. L - 1; sends by `STEP_START`, 0 .. L - 1.
+      link_in: host to device.
+      link_out: device to host.
+      prefetch_depth: layers ahead of the one that computes whose fetches may be under way.
+      collective_seconds: how long the all-reduces between devices, at the end of each layer, hold both directions; 0
+        when they do not pass the links to the host.
+
+    Raises:
+      ValueError: copies of a layer that does not exist, a layer shorter than its collectives, a depth below 0 (nothing
+        was submitted); a link that is ahead of `start`.
+    """
+    layers = range(len(layer_seconds))
+    if prefetch_depth < 0:
+        raise ValueError(f"a prefetch depth of {prefetch_depth}")
+    if not 0 <= collective_seconds <= min(layer_seconds, default=0.0):
+        raise ValueError(f"{collective_seconds} s of collectives in layers of {min(layer_seconds, default=0.0)} s")
+    for layer in (*copies.fetches, *(layer for layer in copies.sends if layer != STEP_START)):
+        if layer not in layers:
+            raise ValueError(f"copies of layer {layer} in a step of {len(layers)} layers")
+    incoming = deque(sorted(copies.fetches.items(), key=lambda item: item[0]))
+    landing: dict[int, list[Job]] = {}
+    ends, stalls, end = [], [], start
+    _submit(link_out, start, copies.sends.get(STEP_START, ()))
+    for layer, seconds in enumerate(layer_seconds):
+        while incoming and incoming[0][0] <= layer + prefetch_depth:
+            ahead, payloads = incoming.popleft()
+            landing[ahead] = _submit(link_in, end, payloads)
+        begin = max([end, *(link_in.completion(job) for job in landing.pop(layer, ()))])
+        stalls.append(begin - end)
+        end = begin + seconds
+        ends.append(end)
+        if collective_seconds:
+            for link in (link_in, link_out):
+                link.hold(max(begin, end - collective_seconds), end)
+        _submit(link_out, end, copies.sends.get(layer, ()))
+    return LayerTimes(ends, stalls)
+
+
+def _submit(link: Link, now: float, payloads: Sequence[Payload]) -> list[Job]:
+    return [link.submit(now, payload.num_bytes, payload.tag) for payload in payloads]

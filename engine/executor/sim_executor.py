@@ -1,0 +1,176 @@
+"""The simulated executor: a plan takes the time that a cost model says, on a virtual clock. No JAX here.
+
+Steps run one after the other, as on a device's queue; one that is submitted while another runs starts when that one
+ends. Requests end by length: every token is 0. Copies share a link per direction (`link.py`), and a layer waits for
+what it reads (`overlap.py`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.clock import VirtualClock
+from engine.config import EngineConfig
+from engine.costmodel.step_model import StepModel, StepWork
+from engine.executor.link import Link
+from engine.executor.overlap import STEP_START, Payload, StepCopies, run_layers
+from engine.memory.moves import Copy, Move
+from engine.scheduler.plan import Plan, StepResult
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A submitted step, or `plan.repeat` of them."""
+
+    plan: Plan
+    start: float  # seconds on the clock: submitted, and the step before it ended
+    ends: np.ndarray  # float64 [repeat]
+    passed: int = 0  # steps that have been collected
+
+
+class SimExecutor:
+    """Implements `Executor` and `FastForward`."""
+
+    def __init__(
+        self, cost: StepModel, config: EngineConfig, clock: VirtualClock, page_bytes: int, link_in: Link, link_out: Link
+    ):
+        """
+        Args:
+          page_bytes: of a page, all devices together; so are the links' bytes/s.
+          link_in, link_out: host to device, device to host.
+        """
+        self.cost, self.clock, self.page_bytes = cost, clock, page_bytes
+        self.depth, self.prefetch_depth = config.async_depth, config.prefetch_depth
+        self._in, self._out = link_in, link_out
+        self._free = clock.now()  # when the device has done all that was submitted
+        self._ahead = np.empty(0)  # when the steps end that `repeats` looked at
+
+    def submit(self, plan: Plan) -> Ticket:
+        """Schedules the plan behind what was submitted before."""
+        now = self.clock.now()
+        start, begin = max(now, self._free), max(now + self.cost.host, self._free)
+        if plan.repeat > 1:
+            ends = self._ahead[: plan.repeat]
+        elif plan.moves or plan.streams or self._copying:
+            ends = np.array([self._run_with_copies(plan, begin)])
+        else:
+            ends = np.array([begin + self.cost.step(work_of(plan)).device])
+        self._free = float(ends[-1])
+        return Ticket(plan, start, ends)
+
+    def _run_with_copies(self, plan: Plan, begin: float) -> float:
+        """Runs a step whose copies, or earlier ones, are under way. Returns when it ends."""
+        time = self.cost.step(work_of(plan))
+        payloads = defaultdict(list)
+        layers = [time.layer] * time.num_layers
+        for move in plan.all_moves:
+            payload = Payload(len(move.pages) * self.page_bytes, move)
+            payloads[STEP_START if move.out else move.layer].append(payload)
+            if move.out:  # gathered before the first layer
+                begin += self.cost.page_copy_seconds(payload.num_bytes)
+            else:  # scattered before its layer
+                layers[move.layer] += self.cost.page_copy_seconds(payload.num_bytes)
+        sends = {STEP_START: payloads.pop(STEP_START, [])}
+        collective = time.collective if self.cost.shares_host_link else 0.0
+        times = run_layers(
+            begin + time.embed,
+            layers,
+            StepCopies(payloads, sends),
+            self._in,
+            self._out,
+            self.prefetch_depth,
+            collective,
+        )
+        return times.ends[-1] + time.tail
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Lets time pass until the ticket's last step has ended."""
+        end = float(ticket.ends[-1])
+        self.clock.wait_until(end)
+        start = ticket.start if len(ticket.ends) == 1 else float(ticket.ends[-2])
+        tokens = np.zeros(ticket.plan.num_sampled, np.int32)
+        if ticket.plan.forced is not None:
+            tokens = np.maximum(ticket.plan.forced, 0)
+        return StepResult(tokens, None, start, end, copies=self._landed() if self._copying else ())
+
+    def repeats(self, plan: Plan, limit: int, until: float) -> int:
+        """See `FastForward`. A step is planned when the one `depth` + 1 before it has ended."""
+        now, host, depth = self.clock.now(), self.cost.host, self.depth
+        work = work_of(plan)
+        first = self.cost.step(work).device  # the shortest: contexts grow
+        count = int(min(limit, (until - now) / first + depth + 2))
+        device = self.cost.decode_seconds(work.num_decode, work.decode_kv, work.max_kv, count)
+        start = max(now + host, self._free)
+        if depth == 0:  # host and device take turns
+            turns = np.empty(2 * count)
+            turns[0::2], turns[1::2] = host, device
+            turns[0] = start
+            ends = np.cumsum(turns)[1::2]
+            planned = np.concatenate([[now], ends[:-1]])
+        else:
+            ends = _overlapped(start, max(now, self._free) + host, host, device)
+            planned = np.concatenate([[now, max(now, self._free)], ends])[:count]
+        self._ahead = ends
+        return max(1, int(np.searchsorted(planned, until)))
+
+    def pass_steps(self, ticket: Ticket, count: int) -> np.ndarray:
+        """See `FastForward`."""
+        ends = ticket.ends[ticket.passed : ticket.passed + count]
+        ticket.passed += count
+        self.clock.wait_until(float(ends[-1]))
+        return ends
+
+    def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
+        """Nothing is begun before a step is submitted, and nothing fails then."""
+        now = self.clock.now()
+        return (*self._landed(), *(Copy(m.out, m.block, m.layer, False, 0, now, now, m.owners) for m in moves))
+
+    def wait_for_copies(self) -> tuple[Copy, ...]:
+        """Lets time pass until a copy has ended."""
+        ends = [link.next_report for link in (self._in, self._out)]
+        self.clock.wait_until(min(end for end in ends if end is not None))
+        return self._landed()
+
+    def drop(self, blocks: tuple[int, ...]) -> None:
+        """There are no bytes to let go of."""
+
+    def poison(self, mask: np.ndarray) -> None:
+        """There are no bytes to fill."""
+
+    @property
+    def _copying(self) -> bool:
+        """True while a copy has not been reported."""
+        return self._in.next_report is not None or self._out.next_report is not None
+
+    def _landed(self) -> tuple[Copy, ...]:
+        """Copies that have ended by now and were not reported, in the order in which they ended."""
+        now = self.clock.now()
+        jobs = sorted((j for link in (self._in, self._out) for j in link.take_ended(now)), key=lambda job: job.end)
+        return tuple(
+            Copy(m.out, m.block, m.layer, True, job.num_bytes, job.submitted, job.end, m.owners)
+            for job in jobs
+            for m in (job.tag,)
+        )
+
+
+def work_of(plan: Plan) -> StepWork:
+    """What a plan computes, as far as its time depends on it."""
+    positions, num = plan.decode_positions, len(plan.decode_positions)
+    kv, longest = (int(positions.sum()) + num, int(positions.max()) + 1) if num else (0, 0)
+    return StepWork(num, kv, longest, tuple((p.start, len(p.tokens)) for p in plan.prefills), plan.num_sampled)
+
+
+def _overlapped(start: float, second: float, host: float, device: np.ndarray) -> np.ndarray:
+    """When steps end that take `device` [n] seconds each. The first starts at `start`; the others when the one before
+    has ended, and not before the host is ready: for the second at `second`, then `host` seconds after the last but one
+    has ended."""
+    ends = np.cumsum(np.concatenate([[start], device]))[1:]
+    if host <= device.min():  # each is submitted before the device is free
+        return ends
+    for i in range(1, len(ends)):
+        ready = second if i == 1 else ends[i - 2] + host
+        ends[i] = max(ends[i - 1], ready) + device[i]
+    return ends

@@ -1,0 +1,26 @@
+"""A cost model whose seconds can be worked out by hand: binary fractions, so that sums are exact."""
+
+import numpy as np
+
+from engine.costmodel.step_model import StepTime, StepWork
+
+
+class FlatCost:
+    """A step takes `base`, `row` for each decode row, `kv` for each token that decode rows attend to, and `token` for
+    each prompt token; the host takes `host` before each."""
+
+    def __init__(self, base=1 / 64, row=1 / 1024, kv=1 / 2**20, token=1 / 4096, host=0.0):
+        self.base, self.row, self.kv, self.token, self.host = base, row, kv, token, host
+
+    shares_host_link = False
+
+    def page_copy_seconds(self, num_bytes: int) -> float:
+        return num_bytes / 4096
+
+    def step(self, work: StepWork) -> StepTime:
+        tokens = sum(n for _, n in work.prefills)
+        seconds = self.base + self.row * work.num_decode + self.kv * work.decode_kv + self.token * tokens
+        return StepTime(host=self.host, embed=0.0, layer=seconds / 2, collective=0.0, tail=0.0, num_layers=2)
+
+    def decode_seconds(self, num: int, kv: int, max_kv: int, repeat: int) -> np.ndarray:
+        return np.array([self.step(StepWork(num, kv + num * i, max_kv + i, (), num)).device for i in range(repeat)])
