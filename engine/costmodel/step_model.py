@@ -19,6 +19,7 @@ from engine.costmodel.attention import (
     TablePrefill,
     WindowedDecode,
     kv_token_bytes,
+    layer_windows,
     stack_attention,
 )
 from engine.costmodel.device import DeviceProfile
@@ -130,7 +131,7 @@ class StepModel:
         prefill: PrefillAttention
         decode, prefill = make(self.model, self.profile, self._ops.shard)
         if self.model.windows:
-            decode = WindowedDecode(decode, self.model.windows)
+            decode = WindowedDecode(decode, layer_windows(self.model))
         if "decode_attention" in measured:
             decode = TableDecode(self.tables, self.profile.constants.skew_alpha)
         if "prefill_attention" in measured:

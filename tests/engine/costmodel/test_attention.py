@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.costmodel.attention import LinearDecode, PairwisePrefill, WindowedDecode, pairs, stack_attention
+from engine.costmodel.attention import (
+    LinearDecode,
+    PairwisePrefill,
+    WindowedDecode,
+    layer_windows,
+    pairs,
+    stack_attention,
+)
 from engine.costmodel.roofline import Shard
 from tests.engine.costmodel.device_files import MODEL, profile
 
@@ -58,7 +65,7 @@ def test_pairs_are_counted(tokens, window):
 @given(st.integers(0, 300), lengths, windows, st.floats(0, 50))
 def test_prefill_rates_of_their_own(start, tokens, window, edge):
     """A prompt with a prefix: pairs across and among new tokens at two rates, counted one by one; without: a third."""
-    prefill = PairwisePrefill(5.0, 0.25, 2.0, 0.5, edge=edge, windows=(window,))
+    prefill = PairwisePrefill(5.0, 0.25, 2.0, 0.5, edge=edge, windows=((window, 1),))
     across = among = 0
     for i in range(tokens):
         seen = range(max(0, start + i + 1 - (window or start + tokens)), start + i + 1)
@@ -72,8 +79,9 @@ def test_prefill_rates_of_their_own(start, tokens, window, edge):
 def test_windows_are_the_mean_of_their_layers(layers, kv, num):
     """Equal rows: each layer by itself, then the mean."""
     decode = LinearDecode(1.0, 0.01, edge=3, serial_per_token=0.02)
+    counted = layer_windows(MODEL.replace(num_layers=len(layers), windows=tuple(layers)))
     each = [decode.seconds(num, num * min(kv, w or kv), min(kv, w or kv)) for w in layers]
-    assert WindowedDecode(decode, tuple(layers)).seconds(num, num * kv, kv) == pytest.approx(np.mean(each))
-    prefill = PairwisePrefill(1.0, 0.01, 0.01, 0.01, windows=tuple(layers))
-    one = [PairwisePrefill(1.0, 0.01, 0.01, 0.01, windows=(w,)).seconds(((5, kv),)) for w in layers]
+    assert WindowedDecode(decode, counted).seconds(num, num * kv, kv) == pytest.approx(np.mean(each))
+    prefill = PairwisePrefill(1.0, 0.01, 0.01, 0.01, windows=counted)
+    one = [PairwisePrefill(1.0, 0.01, 0.01, 0.01, windows=((w, 1),)).seconds(((5, kv),)) for w in layers]
     assert prefill.seconds(((5, kv),)) == pytest.approx(np.mean(one))
