@@ -65,7 +65,7 @@ def test_one_file_outside_the_tree(tmp_path):
         0.75,
         1000,
     )
-    assert found.tables is None and load_hardware(path) == found.hardware
+    assert found.tables is None and load_hardware(path) == found.hardware and load_device(path, "test") == found
     other = device_file(eff_gemm=0.25) | {"stack": "other", "tables": "times.csv"}
     found = load_device(path, write(tmp_path / "other.json", other))
     assert (found.stack, found.constants.eff_gemm, found.tables) == ("other", 0.25, tmp_path / "times.csv")

@@ -8,8 +8,9 @@ import pytest
 
 from engine.costmodel.device import load_device
 from engine.costmodel.paper_kernels import NAMES, describe_kernels, find_kernels, load_kernels
-from engine.costmodel.roofline import Shard
-from engine.costmodel.step_model import StepModel
+from engine.costmodel.roofline import DenseOps, Shard
+from engine.costmodel.step_model import StepModel, StepWork
+from engine.costmodel.tables import OpTables
 from engine.errors import ConfigError
 from engine.presets import preset
 from experiments.fit_paper_kernels import errors
@@ -51,6 +52,22 @@ def test_they_scale_with_what_bounds_them():
     for name, ratio in (("fa-contiguous", 3350 / 2039), ("vllm-0.4.2", 67 / 19.5)):
         here, there = (make(name, device)[0].per_token for device in ("a100", "h100"))
         assert here / there == pytest.approx(ratio)
+
+
+def test_decode_beside_prefill_is_a_launch_of_its_own():
+    """What the stack's kernel loses there is not the paper's kernels' affair."""
+    device = load_device("a100")
+    named, stack = (StepModel(YI, device, kernels=name) for name in ("flexinfer", None))
+    decode, prefill, both = (
+        StepWork(8, 8000, 1000),
+        StepWork(prefills=((0, 500),)),
+        StepWork(8, 8000, 1000, ((0, 500),)),
+    )
+    dense = [DenseOps(YI, device, 1, OpTables()).layer(n)[0] for n in (8, 500, 508)]
+    attention = [named.step(w).layer - d for w, d in zip((decode, prefill, both), dense, strict=True)]
+    assert attention[2] == pytest.approx(attention[0] + attention[1])
+    attention = [stack.step(w).layer - d for w, d in zip((decode, prefill, both), dense, strict=True)]
+    assert attention[2] == pytest.approx(device.constants.mixed_decode * attention[0] + attention[1])
 
 
 def test_every_value_says_where_it_comes_from():
