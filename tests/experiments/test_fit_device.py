@@ -1,13 +1,30 @@
 """Fitting: constants that made the times are found again, and sources that cannot be read are said so."""
 
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from engine.costmodel.device import load_hardware
+from engine.costmodel.device import load_device, load_hardware
+from engine.costmodel.paper_kernels import load_kernels
 from engine.errors import ConfigError
-from experiments.fit_device import fit_allreduces, fit_decodes, fit_mixed, fit_prefills, fit_products, minimize, read
+from experiments import fit_paper_kernels
+from experiments.fit_device import (
+    CACHES_MIB,
+    fit,
+    fit_allreduces,
+    fit_decodes,
+    fit_mixed,
+    fit_prefills,
+    fit_products,
+    minimize,
+    read,
+)
 from experiments.operator_tables import AllReduces, Decodes, Mixed, Prefills, Products
 
+SHARED = Path(__file__).parents[3] / "shared"
 RNG = np.random.default_rng(0)
 H100 = load_hardware("h100")
 
@@ -80,6 +97,29 @@ def test_sources_that_cannot_be_read(tmp_path, monkeypatch):
         read(tmp_path, "vidur", "h100")
     with pytest.raises(ConfigError, match=r"attention_a100_tp2_8192x64q8kv.csv cannot be read: No such file"):
         read(tmp_path, "vidur", "a100")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"gemm_perf.parquet is in parquet: install pyarrow to read it"):
         read(tmp_path, "aiconfigurator", "h100")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/profiles")
+@pytest.mark.parametrize(
+    "source, device, stack", [("vidur", "a100", "vidur-2024"), ("llmservingsim", "rtx4090", "vllm-0.19")]
+)
+def test_the_packaged_constants_are_those_of_this_program(source, device, stack):
+    """Every value that says it was fitted to these tables."""
+    profile, tables = load_device(device, stack), read(SHARED / "profiles", source, device)
+    fitted = {k: v for f in fit(tables, profile.hardware, CACHES_MIB.get(device, 0)) for k, v in f.values.items()}
+    packaged = vars(profile.constants)
+    assert set(fitted) == {n for n, o in profile.provenance.items() if o.kind == "fitted" and o.source == tables.origin}
+    assert fitted == {name: pytest.approx(packaged[name], rel=0.01) for name in fitted}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/published/vtensor.json")
+def test_the_packaged_kernels_are_those_of_their_program():
+    """As fitted to the vTensor paper's figures."""
+    figures = json.loads((SHARED / "published/vtensor.json").read_text())["figures"]
+    for name, fitted in fit_paper_kernels.fit(figures, load_device("a100")).items():
+        kernels, provenance = load_kernels(name)
+        assert fitted == {key: pytest.approx(getattr(kernels, key), rel=0.01) for key in fitted}
+        assert set(fitted) == {key for key, origin in provenance.items() if origin.kind == "fitted"}
