@@ -107,7 +107,7 @@ class TableDecode:
 
 @dataclass(frozen=True, slots=True)
 class PairwisePrefill:
-    """t0 + the sum over prompts of max(seconds of their pairs, per_token (start + tokens)).
+    """t0 + the sum over prompts of max(seconds of their pairs, per_token (cached + new)).
 
     Pairs with a cached prefix, and pairs among new tokens that have one, may go at rates of their own.
     """
@@ -134,7 +134,8 @@ class PairwisePrefill:
             return max((new + self.edge * tokens) * self.per_pair, tokens * self.per_token)
         prefix = pairs(start + tokens, window) - pairs(start, window) - new
         computed = prefix * self.per_prefix_pair + (new + self.edge * tokens) * self.per_new_pair
-        return max(computed, (start + tokens) * self.per_token)
+        seen = start if window is None else min(start, window - 1)
+        return max(computed, (seen + tokens) * self.per_token)
 
 
 @dataclass(frozen=True, slots=True)

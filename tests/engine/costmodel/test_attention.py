@@ -36,9 +36,12 @@ def test_prefill_by_hand(tmp_path):
 
 
 def test_a_short_chunk_reads_its_prefix(tmp_path):
-    """One token after 20,000 is bound by 2,048 bytes of each at 500 GB/s."""
+    """One token after 20,000 is bound by 2,048 bytes of each at 500 GB/s; in a window, of those in it."""
     _, prefill = stack_attention(MODEL, profile(tmp_path), Shard.of(MODEL, 1))
     assert prefill.seconds(((20_000, 1),)) == pytest.approx(7e-6 + 20_001 * 2048 / 500e9)
+    windowed = MODEL.replace(windows=(1000,) * 3)
+    _, prefill = stack_attention(windowed, profile(tmp_path), Shard.of(windowed, 1))
+    assert prefill.seconds(((20_000, 1),)) == pytest.approx(7e-6 + 1000 * 2048 / 500e9)
 
 
 def test_devices_share_heads(tmp_path):
