@@ -1,7 +1,7 @@
 """Fits the constants of a kernel stack to measured operator times.
 
-    python -m experiments.fit_device --source=vidur
-    python -m experiments.fit_device --source=aiconfigurator --device=h100        (needs pyarrow)
+    python -m experiments.fit_device --operators=vidur
+    python -m experiments.fit_device --operators=aiconfigurator --accelerator=h100        (needs pyarrow)
 
 `--profiles` is a folder of operator tables (`operator_tables.py` says which). Each op is fitted by itself, with the
 formulas of `engine/costmodel`, to the least mean absolute relative error; whole steps are never looked at. Prints a
@@ -24,6 +24,7 @@ from engine.costmodel.device import Hardware, load_hardware
 from engine.errors import ConfigError
 from experiments import common_flags
 from experiments.operator_tables import (
+    PROFILES,
     AllReduces,
     Decodes,
     Elementwise,
@@ -38,10 +39,9 @@ from experiments.operator_tables import (
 )
 from experiments.tables import format_table
 
-PROFILES = flags.DEFINE_string("profiles", "../shared/profiles", "Folder of operator tables.")
 SOURCES = ("aiconfigurator", "vidur", "llmservingsim")
-SOURCE = flags.DEFINE_enum("source", "vidur", SOURCES, "Where the operator times come from.")
-DEVICE = flags.DEFINE_string("device", "a100", "A registered device that the source has.")
+SOURCE = flags.DEFINE_enum("operators", "vidur", SOURCES, "Where the operator times come from.")
+DEVICE = flags.DEFINE_string("accelerator", "a100", "A registered device that the source has, or a device file.")
 
 AICONFIGURATOR = {  # system, vLLM version of the kernels and of the all-reduce
     "a100": ("a100_sxm", "0.14.0", "0.14.0"),

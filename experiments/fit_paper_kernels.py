@@ -1,6 +1,6 @@
 """Fits the attention kernels of the vTensor paper to its figures, and says how they predict the points left out.
 
-    python -m experiments.fit_paper_kernels --published=../shared/published/vtensor.json
+    python -m experiments.fit_paper_kernels --vtensor_points=../shared/published/vtensor.json
 
 Decode is fitted to figure 7's batch sweep, prefill to figure 8's; lengths, kv heads and prefix ratios are predictions.
 The launch time of FlashAttention is not in the figures: it is that of the A100's constants. Triton's kernel reads the
@@ -26,7 +26,9 @@ from experiments.fit_device import minimize, rounded
 from experiments.operator_tables import Floats
 from experiments.tables import format_table
 
-PUBLISHED = flags.DEFINE_string("published", "../shared/published/vtensor.json", "The points of the paper's figures.")
+PUBLISHED = flags.DEFINE_string(
+    "vtensor_points", "../shared/published/vtensor.json", "The points of the paper's figures."
+)
 
 DECODE = dict(zip(NAMES, ("vllm_paged", "fa_paged", "fa_native", "flexinfer"), strict=True))  # series of figure 7
 PREFILL = DECODE | {"vllm-0.4.2": "triton_prefill"}  # of figure 8
@@ -116,7 +118,7 @@ def main() -> int:
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
     except OSError as e:
-        raise ConfigError(f"--published={path} cannot be read: {e.strerror}") from None
+        raise ConfigError(f"--vtensor_points={path} cannot be read: {e.strerror}") from None
     rows = [
         (kernels, panel, f"{np.abs(e).mean():.1%}", " ".join(f"{x:+.1%}" for x in e))
         for kernels in NAMES

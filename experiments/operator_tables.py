@@ -1,7 +1,7 @@
 """Measured operator times from public repositories, as arrays of shapes and seconds.
 
-`root` is a folder of profiles laid out as its README says: `vidur/` (MIT), `llmservingsim/` (MIT), `aiconfigurator/`
-(Apache-2.0). The last is in parquet and needs pyarrow, which no other part of the project does.
+`--profiles` is a folder with files of three repositories as they are there: `vidur/` (MIT), `llmservingsim/` (MIT),
+`aiconfigurator/` (Apache-2.0). The last is in parquet and needs pyarrow, which no other part of the project does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from engine.errors import ConfigError
+
+PROFILES = flags.DEFINE_string("profiles", "../shared/profiles", "Folder of operator tables.")
 
 Floats = np.ndarray  # float64 [n]
 
@@ -181,6 +184,8 @@ def read_vidur(root: Path) -> Tables:
         d["n_kv_head"] / d["num_tensor_parallel_workers"],
     )
     chunk = p["prefill_chunk_size"]
+    r = read_csv(root / "vidur/network/a100_dgx/all_reduce.csv")
+    near = (r["devices_per_node"] == r["num_workers"]) & (r["num_workers"] <= 8)
     return Tables(
         "vidur 7d47513, A100 tables",
         concatenate(vidur_products(root)),
@@ -193,6 +198,7 @@ def read_vidur(root: Path) -> Tables:
             p["time_stats.attn_prefill.median"] * 1e-3,
         ),
         vidur_elementwise(root),
+        AllReduces(r["num_workers"][near], r["size"][near], r["time_stats.all_reduce.median"][near] * 1e-3),
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import ModelConfig
-from engine.costmodel.attention import EVERYTHING, LinearDecode, PairwisePrefill, kv_token_bytes, pair_flops
+from engine.costmodel.attention import LinearDecode, PairwisePrefill, kv_token_bytes, layer_windows, pair_flops
 from engine.costmodel.device import DeviceProfile
 from engine.costmodel.roofline import Shard
 from engine.costmodel.sourced import Provenance, check_ranges, provenance_table, read_object, read_sourced
@@ -85,10 +85,10 @@ def find_kernels(name: str) -> Callable[[ModelConfig, DeviceProfile, Shard], Att
         shares = (plain, kernels.eff_prefix or plain, kernels.eff_new or plain)
         per_pair, per_prefix, per_new = (pair_flops(model, shard) / (peak * share) for share in shares)
         chain = kernels.serial_decode_us * 1e-6
-        t0_decode, t0_prefill, windows = kernels.t0_decode_us * 1e-6, kernels.t0_prefill_us * 1e-6, model.windows
+        t0_decode, t0_prefill, windows = kernels.t0_decode_us * 1e-6, kernels.t0_prefill_us * 1e-6, layer_windows(model)
         return (
             LinearDecode(t0_decode, per_token, skew_alpha=alpha, serial_per_token=chain),
-            PairwisePrefill(t0_prefill, per_pair, per_prefix, per_new, windows=windows or EVERYTHING),
+            PairwisePrefill(t0_prefill, per_pair, per_prefix, per_new, windows=windows),
         )
 
     return make

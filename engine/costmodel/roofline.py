@@ -31,6 +31,8 @@ class Shard:
           ConfigError: heads or ffn do not divide over the devices.
         """
         heads, kv = model.num_heads, model.num_kv_heads
+        if tensor < 1:
+            raise ConfigError(f"tensor must be >= 1, got {tensor}")
         if heads % tensor or (kv % tensor and tensor % kv):
             raise ConfigError(
                 f"{model.name}: {heads} heads and {kv} kv heads do not divide over tensor={tensor} devices"

@@ -19,6 +19,7 @@ from engine.costmodel.attention import (
     TablePrefill,
     WindowedDecode,
     kv_token_bytes,
+    layer_windows,
     stack_attention,
 )
 from engine.costmodel.device import DeviceProfile
@@ -88,7 +89,7 @@ class StepModel:
         self._ops = DenseOps(model, profile, tensor, self.tables)
         self.shares_host_link = tensor > 1 and profile.shares_host_link
         self.host = profile.constants.t0_host_us * 1e-6
-        self._mixed = profile.constants.mixed_decode
+        self._mixed = 1.0 if kernels else profile.constants.mixed_decode  # the paper's launch decode by itself
         self._layers = model.num_layers
         self._decode, self._prefill = self._attention()
         self._dense: dict[int, tuple[float, float, float, float]] = {0: (0.0, 0.0, 0.0, 0.0)}  # by tokens
@@ -130,7 +131,7 @@ class StepModel:
         prefill: PrefillAttention
         decode, prefill = make(self.model, self.profile, self._ops.shard)
         if self.model.windows:
-            decode = WindowedDecode(decode, self.model.windows)
+            decode = WindowedDecode(decode, layer_windows(self.model))
         if "decode_attention" in measured:
             decode = TableDecode(self.tables, self.profile.constants.skew_alpha)
         if "prefill_attention" in measured:
