@@ -18,6 +18,7 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
 ORDERS = ("fcfs", "sjf", "priority")
 STORES = ("paged", "native")
+MAX_SLOTS = 4096
 EXECUTORS = ("jax", "sim")
 LINK_SHARING = ("ps", "fifo")
 ROPE_SCALINGS = ("default", "linear", "llama3")
@@ -179,7 +180,9 @@ class SchedulerConfig:
     preemption: str = "recompute"  # recompute | swap: what becomes of the KV of a preempted sequence
 
     def __post_init__(self):
-        _require(1 <= self.max_num_seqs <= 4096, f"max_num_seqs must be in [1, 4096], got {self.max_num_seqs}")
+        _require(
+            1 <= self.max_num_seqs <= MAX_SLOTS, f"max_num_seqs must be in [1, {MAX_SLOTS}], got {self.max_num_seqs}"
+        )
         t = self.max_num_batched_tokens
         _require(t is None or t >= 1, f"max_num_batched_tokens must be >= 1, got {t}")
         _require(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")

@@ -86,6 +86,7 @@ class Engine:
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
         self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
+        self.reads_prompts = self._fast_forward is None  # a simulation only asks how long they are
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
@@ -239,9 +240,10 @@ class Engine:
             return False
         if self._fast_forward is not None and self.clock.now() < self.quiet_until:
             plan = self._repeated(plan, self._fast_forward)
-        rows = [(request, request.lost) for request in self.state.owners(plan.sampled_slots)]
-        for request, _ in rows:
+        rows = []
+        for request in self.state.owners(plan.sampled_slots):
             request.in_flight += plan.repeat
+            rows.append((request, request.lost))
         prefilled = self.state.owners([p.slot for p in plan.prefills])
         try:
             if self.config.debug_checks:
@@ -271,12 +273,14 @@ class Engine:
         assert self._fast_forward is not None
         count, start = step.left - 1, self.clock.now()
         ends = self._fast_forward.pass_steps(step.ticket, count)
-        times = ends.tolist()
+        times, tokens = ends.tolist(), [0] * count
+        listened = self.partial_outputs or bool(self._inboxes)
         for request, _ in step.rows:
             request.in_flight -= count
-            request.output += [0] * count
+            request.output += tokens
             request.token_times += times
-            self._hand_out(request, count, False)
+            if listened:
+                self._hand_out(request, count, False)
         result = StepResult(np.empty(0, np.int32), None, start, times[-1])
         self._log(step, result, count * len(step.rows), 0, 0, count)
         step.passed += count
@@ -307,6 +311,8 @@ class Engine:
                 request.scheduled = result.start
         num_tokens = num_finished = 0
         extras = result.logits is not None or result.logprobs is not None
+        listened = self.partial_outputs or bool(self._inboxes)
+        end = result.end
         for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
             if request.lost > lost:  # computed from KV that never arrived
                 continue
@@ -314,15 +320,18 @@ class Engine:
             if request.phase is Phase.FINISHED:
                 continue
             request.output.append(token)
-            request.token_times.append(result.end)
+            request.token_times.append(end)
+            num_tokens += 1
             if extras:
                 self._keep_extras(request, result, row)
-            reason = end_reason(request)
+            reason = None
+            if request.may_stop or len(request.output) >= request.max_output:
+                reason = end_reason(request)
             if reason:
-                self._finish(request, reason, result.end)
+                self._finish(request, reason, end)
                 num_finished += 1
-            self._hand_out(request, 1, bool(reason))
-            num_tokens += 1
+            if reason or listened:
+                self._hand_out(request, 1, bool(reason))
         if self.config.debug_checks:
             self.state.check()
         self._log(step, result, num_tokens, num_finished, len(step.rows) - num_tokens)
@@ -411,7 +420,7 @@ class Engine:
         request = self._live[self.add_request(prompt, params)]
         inbox = self._inboxes[request.id] = deque()
         if self.tokenizer is not None and request.text is None:
-            request.text = OutputText(self.tokenizer)
+            request.text, request.may_stop = OutputText(self.tokenizer), True  # `end_reason` feeds it
         try:
             while inbox or request.phase is not Phase.FINISHED:
                 if not inbox:

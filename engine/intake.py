@@ -46,7 +46,7 @@ class Intake:
         if tokens.min() < 0 or tokens.max() >= vocab:
             bad = np.flatnonzero((tokens < 0) | (tokens >= vocab))[0]
             raise RequestError(f"token id {tokens[bad]} at position {bad} is outside the vocabulary of {vocab}")
-        return tokens.astype(np.int32)
+        return tokens.astype(np.int32, copy=tokens.flags.writeable)  # the caller may change what it can write
 
     def refuse_impossible(self, tokens: np.ndarray, params: SamplingParams, max_length: int) -> None:
         """Raises RequestError for what can never be served. `max_length`: of prompt and output together."""

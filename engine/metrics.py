@@ -58,7 +58,7 @@ class RequestMetrics:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRecord:
     """What one engine step did. Times in seconds on the engine's clock; counts as they stand after the step. Steps do
     not overlap: one that was submitted before the last was collected starts when that one ends."""

@@ -113,6 +113,10 @@ class Request:
     text: OutputText | None = None  # decoded as it grows, for stop strings and streams
     info: dict[str, Any] = field(default_factory=dict)  # the workload's own columns
 
+    def __post_init__(self):
+        self.max_output = self.max_length - len(self.prompt)  # tokens it may produce
+        self.may_stop = bool(self.stop_ids or self.text)  # whether a token may end it before that
+
     @property
     def num_tokens(self) -> int:
         """Prompt and produced tokens."""

@@ -14,9 +14,11 @@ from engine.costmodel.device import DeviceProfile, load_device
 from engine.costmodel.measured_steps import with_measured_steps
 from engine.costmodel.step_model import StepModel
 from engine.executor.link import LINKS, Link
-from engine.executor.memory_plan import make_memory_plan
+from engine.executor.memory_plan import MemoryPlan, make_memory_plan
 from engine.executor.sim_executor import SimExecutor
+from engine.memory.blocks import BlockStore
 from engine.memory.host import HostTier
+from engine.memory.store import KVStore
 from engine.memory.stores import make_store
 from engine.models.source import resolve
 from engine.scheduler.policy import token_budget
@@ -55,19 +57,7 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     sized, derivation = _sized(config, cost)
     memory = make_memory_plan(model, sized, cost.weight_bytes, page_bytes, SimDevice(profile))
     memory = dataclasses.replace(memory, pages_note=derivation)
-    cache = config.cache
-    store = make_store(
-        cache.store,
-        memory.num_pages,
-        model.num_layers,
-        memory.pages_per_chunk,
-        memory.num_slots,
-        cache.page_size,
-        memory.max_context,
-        HostTier(cache.host_bytes // (page_bytes * config.tensor)) if cache.host_bytes else None,
-        cache.transient_pages,
-    )
-    store.device_table = False
+    store = sim_store(config, memory, model.num_layers, page_bytes * config.tensor)
     clock = VirtualClock()
     links = [make_link(config, profile) for _ in ("in", "out")]
     cost = with_measured_steps(cost, config, memory.num_slots)
@@ -75,6 +65,18 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)
+
+
+def sim_store(config: EngineConfig, memory: MemoryPlan, num_layers: int, page_bytes: int) -> KVStore:
+    """The store, without what only a device needs. `page_bytes`: of a page, all devices together."""
+    cache, context = config.cache, memory.max_context
+    host = HostTier(cache.host_bytes // page_bytes) if cache.host_bytes else None
+    if cache.store == "paged" and memory.pages_per_chunk == 1 and not cache.transient_pages:
+        return BlockStore(memory.num_pages, num_layers, memory.num_slots, cache.page_size, context, host)
+    sizes = memory.num_pages, num_layers, memory.pages_per_chunk, memory.num_slots, cache.page_size, context
+    store = make_store(cache.store, *sizes, host, cache.transient_pages)
+    store.device_table = False
+    return store
 
 
 def make_link(config: EngineConfig, profile: DeviceProfile) -> Link:

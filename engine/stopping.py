@@ -41,8 +41,6 @@ def end_reason(request: Request) -> str | None:
 
     Decodes the token of a request with `text` and notes in `stop_reason` what stopped it.
     """
-    if not request.stop_ids and request.text is None:
-        return "length" if request.num_tokens >= request.max_length else None
     p, token = request.params, request.output[-1]
     held_back = len(request.output) <= p.min_tokens  # forced tokens can be stop tokens
     end = "length" if request.num_tokens >= request.max_length else None

@@ -20,6 +20,8 @@ from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engine.errors import FolioError, RequestError
 from engine.metrics import RequestMetrics, StepRecord
 from engine.request import SamplingParams
@@ -27,6 +29,9 @@ from experiments.workloads import WorkloadRequest
 
 if TYPE_CHECKING:
     from engine import Engine, RequestOutput
+
+UNREAD = np.zeros(1 << 21, np.int32)  # a prompt of which only the length matters
+UNREAD.flags.writeable = False
 
 
 @dataclass
@@ -192,7 +197,10 @@ def replay(
 def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observer: Observer) -> bool:
     """Hands a request to the engine; False when it is refused."""
     params = _params(request.output_len, request.sampling)
-    prompt = request.prompt_tokens(engine.model_config.vocab_size)
+    if engine.reads_prompts:
+        prompt = request.prompt_tokens(engine.model_config.vocab_size)
+    else:
+        prompt = UNREAD[: request.prompt_len]
     progress.num_arrived += 1
     try:
         arrival = progress.start + request.arrival_s

@@ -18,8 +18,13 @@ from engine.costmodel.device import DeviceProfile
 from engine.costmodel.roofline import Shard
 from engine.costmodel.tables import OpTables
 
-Windows = tuple[int | None, ...]  # tokens that the queries of each layer see back; None: all
-EVERYTHING: Windows = (None,)
+Windows = tuple[tuple[int | None, int], ...]  # tokens that queries see back (None: all), in how many layers
+EVERYTHING: Windows = ((None, 1),)
+
+
+def layer_windows(model: ModelConfig) -> Windows:
+    """The windows of a model's layers."""
+    return tuple(Counter(model.windows).items()) or EVERYTHING
 
 
 class DecodeAttention(Protocol):
@@ -63,7 +68,7 @@ class LinearDecode:
 
     def seconds_each(self, num: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
         spread = self.per_token * (kv + self.edge * num + self.skew_alpha * (num * max_kv - kv))
-        return self.t0 + np.maximum(spread, self.serial_per_token * max_kv)
+        return self.t0 + (np.maximum(spread, self.serial_per_token * max_kv) if self.serial_per_token else spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,10 @@ class WindowedDecode:
 
     def seconds_each(self, num: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
         total = np.zeros(len(kv))
-        for window, layers in Counter(self.windows).items():
+        for window, layers in self.windows:
             seen = (kv, max_kv) if window is None else (np.minimum(kv, num * window), np.minimum(max_kv, window))
             total += layers * self.inner.seconds_each(num, *seen)
-        return total / len(self.windows)
+        return total / sum(layers for _, layers in self.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class TableDecode:
 
 @dataclass(frozen=True, slots=True)
 class PairwisePrefill:
-    """t0 + the sum over prompts of max(seconds of their pairs, per_token (start + tokens)).
+    """t0 + the sum over prompts of max(seconds of their pairs, per_token (cached + new)).
 
     Pairs with a cached prefix, and pairs among new tokens that have one, may go at rates of their own.
     """
@@ -116,18 +121,21 @@ class PairwisePrefill:
     windows: Windows = EVERYTHING
 
     def seconds(self, prefills: tuple[tuple[int, int], ...]) -> float:
-        total = 0.0
-        for window, layers in Counter(self.windows).items():
-            total += layers * sum(self._prompt(start, tokens, window) for start, tokens in prefills)
-        return self.t0 + total / len(self.windows)
+        total, num_layers = 0.0, 0
+        for window, layers in self.windows:
+            total += layers * sum([self._prompt(start, tokens, window) for start, tokens in prefills])
+            num_layers += layers
+        return self.t0 + total / num_layers
 
     def _prompt(self, start: int, tokens: int, window: int | None) -> float:
         """Seconds of one prompt in a layer with this window."""
         new = pairs(tokens, window)
+        if not start:
+            return max((new + self.edge * tokens) * self.per_pair, tokens * self.per_token)
         prefix = pairs(start + tokens, window) - pairs(start, window) - new
-        per_new = self.per_new_pair if start else self.per_pair
-        computed = prefix * self.per_prefix_pair + (new + self.edge * tokens) * per_new
-        return max(computed, (start + tokens) * self.per_token)
+        computed = prefix * self.per_prefix_pair + (new + self.edge * tokens) * self.per_new_pair
+        seen = start if window is None else min(start, window - 1)
+        return max(computed, (seen + tokens) * self.per_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +150,9 @@ class TablePrefill:
 
 def pairs(tokens: int, window: int | None = None) -> int:
     """Pairs of a query and a key at or before it among `tokens`, at most `window` keys per query."""
-    w = tokens if window is None else min(tokens, window)
-    return w * (w + 1) // 2 + (tokens - w) * w
+    if window is None or tokens <= window:
+        return tokens * (tokens + 1) // 2
+    return window * (window + 1) // 2 + (tokens - window) * window
 
 
 def kv_token_bytes(model: ModelConfig, shard: Shard) -> int:
@@ -166,5 +175,5 @@ def stack_attention(model: ModelConfig, profile: DeviceProfile, shard: Shard) ->
     per_token = kv_token_bytes(model, shard) / (profile.hardware.memory_gbs * 1e9 * c.eff_attn_decode_bw)
     per_pair = pair_flops(model, shard) / (profile.peak_flops(model.dtype) * c.eff_attn_prefill)
     decode = LinearDecode(t0, per_token, c.edge_decode_tokens, c.skew_alpha)
-    windows = model.windows or EVERYTHING
-    return decode, PairwisePrefill(t0, per_pair, per_pair, per_pair, per_token, c.edge_prefill_tokens, windows)
+    rates, windows = (per_pair, per_pair, per_pair), layer_windows(model)
+    return decode, PairwisePrefill(t0, *rates, per_token, c.edge_prefill_tokens, windows)

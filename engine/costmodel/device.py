@@ -8,36 +8,17 @@ peak; 1 GB/s is 1e9 bytes/s in one direction, 1 GiB is 2**30 bytes.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine import extension
-from engine.costmodel.sourced import Provenance, read_object, read_sourced, read_text
+from engine.costmodel.sourced import Provenance, check_ranges, provenance_table, read_object, read_sourced, read_text
 from engine.costmodel.step_tables import StepTables
 from engine.errors import ConfigError
 
 HERE = Path(__file__).parent
 INTERCONNECTS = ("none", "memory", "pcie", "nvlink", "ici")  # pcie: all-reduces cross the host link
-UNITS = {
-    "tflops": "TFLOP/s",
-    "gib": "GiB",
-    "gbs": "GB/s",
-    "spec": "GB/s",
-    "us": "us",
-    "tokens": "tokens",
-}  # by the end of a name
-
-
-def _check(values: Any, positive: tuple[str, ...], shares: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError unless every number is finite and >= 0, the `positive` ones > 0, the `shares` in (0, 1]."""
-    for name, value in vars(values).items():
-        if isinstance(value, (str, dict)) or value is None:
-            continue
-        least, most = ("> 0" if name in positive + shares else ">= 0"), 1 if name in shares else float("inf")
-        if not (value > 0 or (value == 0 and least == ">= 0")) or value > most or value == float("inf"):
-            raise ConfigError(f"{name} must be {least}{' and <= 1' if name in shares else ''}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -56,12 +37,13 @@ class Hardware:
     fp32_tflops: float | None = None  # of the general cores, without TF32
 
     def __post_init__(self):
-        _check(self, ("bf16_tflops", "memory_gib", "memory_gbs", "link_gbs_spec", "link_gbs", "interconnect_gbs"))
+        rates = ("bf16_tflops", "fp32_tflops", "memory_gbs", "link_gbs_spec", "link_gbs", "interconnect_gbs")
+        check_ranges(self, positive=("memory_gib", *rates))
         if self.interconnect not in INTERCONNECTS:
             raise ConfigError(f"interconnect {self.interconnect!r} is unknown; known: {', '.join(INTERCONNECTS)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Constants:
     """What one kernel stack makes of a device."""
 
@@ -69,28 +51,34 @@ class Constants:
     eff_gemm_bw: float  # of memory_gbs
     t0_gemm_us: float  # per product
     eff_attn_prefill: float  # of the peak, the causal half counted once
-    eff_attn_decode_bw: float
-    t0_attn_us: float  # with the KV write
-    eff_elementwise_bw: float
-    t0_elementwise_us: float
-    t0_host_us: float  # per step: what is not hidden behind the device
     edge_prefill_tokens: float = 0.0  # keys that a query costs beyond those it attends to
+    eff_attn_decode_bw: float
     edge_decode_tokens: float = 0.0  # tokens that a row costs beyond those it attends to
+    t0_attn_us: float  # with the KV write
     skew_alpha: float = 0.0  # decode rows of unequal length: t(mean) + alpha (t(longest) - t(mean))
-    t0_allreduce_us: float = 0.0
+    mixed_decode: float = 1.0  # decode attention in a step that also prefills, relative to one that does not
+    eff_elementwise_bw: float  # above 1 where activations stay in the last cache
+    t0_elementwise_us: float
     allreduce_busbw_gbs: dict[str, float] | None = None  # by number of devices; None: one device only
+    t0_allreduce_us: dict[str, float] | None = None
+    t0_host_us: float  # per step: what is not hidden behind the device
 
     def __post_init__(self):
-        shares = ("eff_gemm", "eff_gemm_bw", "eff_attn_prefill", "eff_attn_decode_bw", "eff_elementwise_bw")
-        _check(self, (), shares)
+        shares = ("eff_gemm", "eff_gemm_bw", "eff_attn_prefill", "eff_attn_decode_bw")
+        check_ranges(self, positive=("eff_elementwise_bw", "mixed_decode"), shares=shares)
         if self.skew_alpha > 1:
             raise ConfigError(f"skew_alpha must be <= 1, got {self.skew_alpha}")
-        for degree, gbs in (self.allreduce_busbw_gbs or {}).items():
-            if not str(degree).isdecimal() or not isinstance(gbs, (int, float)) or gbs <= 0:
-                raise ConfigError(f"allreduce_busbw_gbs must be GB/s > 0 by number of devices, got {degree!r}: {gbs!r}")
-
-
-IDEAL = Constants(1, 1, 0, 1, 1, 0, 1, 0, 0)  # a stack that loses nothing
+        bandwidth, launch = self.allreduce_busbw_gbs or {}, self.t0_allreduce_us or {}
+        for name, entries in (("allreduce_busbw_gbs", bandwidth), ("t0_allreduce_us", launch)):
+            bad = [
+                f"{n}: {v!r}"
+                for n, v in entries.items()
+                if not n.isdecimal() or not isinstance(v, int | float) or v <= 0
+            ]
+            if bad:
+                raise ConfigError(f"{name} must be numbers > 0 by number of devices, got {', '.join(bad)}")
+        if set(bandwidth) != set(launch):
+            raise ConfigError("allreduce_busbw_gbs and t0_allreduce_us must know the same numbers of devices")
 
 
 @dataclass(frozen=True)
@@ -127,19 +115,19 @@ class DeviceProfile:
             raise ConfigError(f"device {self.name} has no fp32_tflops: run the model in bfloat16, or add them")
         return tflops * 1e12
 
-    def allreduce_gbs(self, degree: int) -> float:
-        """Bus bandwidth of an all-reduce between so many devices, GB/s.
+    def allreduce(self, degree: int) -> tuple[float, float]:
+        """Bus bandwidth in bytes/s and launch time in seconds of an all-reduce between so many devices.
 
         Raises:
           ConfigError: not known for that degree.
         """
-        known = self.constants.allreduce_busbw_gbs or {}
-        if str(degree) not in known:
+        bandwidth, launch = self.constants.allreduce_busbw_gbs or {}, self.constants.t0_allreduce_us or {}
+        if (name := str(degree)) not in bandwidth:
             raise ConfigError(
                 f"device {self.name} ({self.stack}) has no allreduce_busbw_gbs between {degree} devices; "
-                f"known: {', '.join(known) or 'none'}"
+                f"known: {', '.join(bandwidth) or 'none'}"
             )
-        return known[str(degree)]
+        return bandwidth[name] * 1e9, launch[name] * 1e-6
 
     def title(self) -> str:
         """One line: the device, its constants, and which values are estimates."""
@@ -149,19 +137,7 @@ class DeviceProfile:
     def describe(self) -> str:
         """A table of every value with its kind (spec, measured, fitted, estimated) and its source."""
         values = vars(self.hardware) | vars(self.constants)
-        rows = [("", "value", "unit", "kind", "source")] + [
-            (name, _shown(values[name]), UNITS.get(name.rpartition("_")[2], ""), origin.kind, origin.source)
-            for name, origin in self.provenance.items()
-        ]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)] + [0]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([self.title(), *lines])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{degree}:{gbs:g}" for degree, gbs in value.items())
-    return value if isinstance(value, str) else f"{value:g}"
+        return "\n".join([self.title(), provenance_table(values, self.provenance)])
 
 
 def device_names() -> list[str]:
@@ -187,17 +163,35 @@ def load_device(name: str, stack: str | None = None) -> DeviceProfile:
     """
     if extension.is_external(name):
         profile = _external(name)
-        return profile if stack is None else _under(profile, *_constants_file(profile.name, stack))
+        if stack is None:
+            return profile
+        known = (profile.name, profile.description, profile.hardware, profile.provenance)
+        return _profile(*known, *_constants_file(profile.name, stack))
+    raw, path = _device_file(name)
+    device, description, own = (read_text(raw, key, path) for key in ("name", "description", "stack"))
+    hardware, origins = read_sourced(Hardware, raw, "hardware", path)
+    here = "constants" in raw and stack in (None, own)
+    source = (raw, path) if here else _constants_file(device, stack or own)
+    return _profile(device, description, hardware, origins, *source)
+
+
+def load_hardware(name: str) -> Hardware:
+    """The facts of a device that may have no constants yet; `name` as for `load_device`, without the external forms.
+
+    Raises:
+      ConfigError: as `load_device`.
+    """
+    raw, path = _device_file(name)
+    return read_sourced(Hardware, raw, "hardware", path)[0]
+
+
+def _device_file(name: str) -> tuple[dict[str, Any], Path]:
+    """What is in the file of a device, and its path."""
     if not name.endswith(".json") and name not in device_names():
         known = ", ".join(device_names())
         raise ConfigError(f"device {name!r} is unknown; known: {known}, a path to a .json, or {extension.FORMS}")
     path = Path(name) if name.endswith(".json") else HERE / "devices" / f"{name}.json"
-    raw = read_object(path, "device")
-    hardware, origins = read_sourced(Hardware, raw, "hardware", path)
-    device, description, own = (read_text(raw, key, path) for key in ("name", "description", "stack"))
-    here = "constants" in raw and stack in (None, own)
-    source = (raw, path) if here else _constants_file(device, stack or own)
-    return _under(DeviceProfile(device, description, own, hardware, IDEAL, origins), *source)
+    return read_object(path, "device"), path
 
 
 def _external(name: str) -> DeviceProfile:
@@ -218,15 +212,18 @@ def _constants_file(device: str, stack: str) -> tuple[dict[str, Any], Path]:
     return read_object(path, "constants"), path
 
 
-def _under(profile: DeviceProfile, raw: dict[str, Any], path: Path) -> DeviceProfile:
-    """The device under the constants, and with the tables, that a file holds."""
+def _profile(
+    name: str,
+    description: str,
+    hardware: Hardware,
+    provenance: dict[str, Provenance],
+    raw: dict[str, Any],
+    path: Path,
+) -> DeviceProfile:
+    """A device under the constants, and with the tables, that a file holds."""
     constants, origins = read_sourced(Constants, raw, "constants", path)
-    facts = {name: origin for name, origin in profile.provenance.items() if hasattr(profile.hardware, name)}
-    return dataclasses.replace(
-        profile,
-        stack=read_text(raw, "stack", path),
-        constants=constants,
-        provenance=facts | origins,
-        tables=path.parent / read_text(raw, "tables", path) if "tables" in raw else None,
-        steps=StepTables.parse(raw["steps"], f"{path}: steps") if "steps" in raw else None,
-    )
+    facts = {field: origin for field, origin in provenance.items() if hasattr(hardware, field)}
+    stack = read_text(raw, "stack", path)
+    tables = path.parent / read_text(raw, "tables", path) if "tables" in raw else None
+    steps = StepTables.parse(raw["steps"], f"{path}: steps") if "steps" in raw else None
+    return DeviceProfile(name, description, stack, hardware, constants, facts | origins, tables, steps)

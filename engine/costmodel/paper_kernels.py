@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import ModelConfig
-from engine.costmodel.attention import EVERYTHING, LinearDecode, PairwisePrefill, kv_token_bytes, pair_flops
+from engine.costmodel.attention import LinearDecode, PairwisePrefill, kv_token_bytes, layer_windows, pair_flops
 from engine.costmodel.device import DeviceProfile
 from engine.costmodel.roofline import Shard
-from engine.costmodel.sourced import Provenance, read_object, read_sourced
+from engine.costmodel.sourced import Provenance, check_ranges, provenance_table, read_object, read_sourced
 from engine.errors import ConfigError
 
 FILE = Path(__file__).with_name("paper_kernels.json")
@@ -29,25 +29,22 @@ NAMES = ("vllm-0.4.2", "fa-paged", "fa-contiguous", "flexinfer")
 Attention = tuple[LinearDecode, PairwisePrefill]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaperKernels:
     """Decode and prefill attention as the figures have them."""
 
     t0_decode_us: float
     eff_decode_bw: float  # of memory_gbs
-    t0_prefill_us: float
-    eff_prefill: float  # of bf16_tflops, prompts without a cached prefix
-    eff_prefix: float  # pairs with a cached prefix
-    eff_new: float  # pairs among the new tokens of such a prompt
     eff_decode_cores: float | None = None  # of fp32_tflops: products on the general cores; None: on the matrix units
     serial_decode_us: float = 0.0  # per token of the longest row: one chain, the same on every device
+    t0_prefill_us: float
+    eff_prefill: float  # of the matrix peak
+    eff_prefix: float | None = None  # pairs with a cached prefix; None: as others
+    eff_new: float | None = None  # pairs among the new tokens of a prompt that has one
 
     def __post_init__(self):
-        bad = [
-            n for n, v in vars(self).items() if v is not None and (v < 0 or (n.startswith("eff") and not 0 < v <= 1))
-        ]
-        if bad:
-            raise ConfigError(f"{bad[0]} must be {'in (0, 1]' if bad[0].startswith('eff') else '>= 0'}")
+        shares = ("eff_decode_bw", "eff_decode_cores", "eff_prefill", "eff_prefix", "eff_new")
+        check_ranges(self, shares=shares)
 
 
 def load_kernels(name: str) -> tuple[PaperKernels, dict[str, Provenance]]:
@@ -59,6 +56,12 @@ def load_kernels(name: str) -> tuple[PaperKernels, dict[str, Provenance]]:
     if name not in NAMES:
         raise ConfigError(f"kernels {name!r} are unknown; known: {', '.join(NAMES)}")
     return read_sourced(PaperKernels, read_object(FILE, "kernels"), name, FILE)
+
+
+def describe_kernels(name: str) -> str:
+    """A table of every constant with its kind and source."""
+    kernels, provenance = load_kernels(name)
+    return "\n".join([f"kernels {name}", provenance_table(vars(kernels), provenance)])
 
 
 def find_kernels(name: str) -> Callable[[ModelConfig, DeviceProfile, Shard], Attention]:
@@ -78,13 +81,14 @@ def find_kernels(name: str) -> Callable[[ModelConfig, DeviceProfile, Shard], Att
             cores = hardware.fp32_tflops * 1e12 * kernels.eff_decode_cores
             per_token = max(per_token, pair_flops(model, shard) / cores)
         peak, alpha = profile.peak_flops(model.dtype), profile.constants.skew_alpha
-        shares = (kernels.eff_prefill, kernels.eff_prefix, kernels.eff_new)
+        plain = kernels.eff_prefill
+        shares = (plain, kernels.eff_prefix or plain, kernels.eff_new or plain)
         per_pair, per_prefix, per_new = (pair_flops(model, shard) / (peak * share) for share in shares)
         chain = kernels.serial_decode_us * 1e-6
-        t0_decode, t0_prefill, windows = kernels.t0_decode_us * 1e-6, kernels.t0_prefill_us * 1e-6, model.windows
+        t0_decode, t0_prefill, windows = kernels.t0_decode_us * 1e-6, kernels.t0_prefill_us * 1e-6, layer_windows(model)
         return (
             LinearDecode(t0_decode, per_token, skew_alpha=alpha, serial_per_token=chain),
-            PairwisePrefill(t0_prefill, per_pair, per_prefix, per_new, windows=windows or EVERYTHING),
+            PairwisePrefill(t0_prefill, per_pair, per_prefix, per_new, windows=windows),
         )
 
     return make

@@ -31,6 +31,8 @@ class Shard:
           ConfigError: heads or ffn do not divide over the devices.
         """
         heads, kv = model.num_heads, model.num_kv_heads
+        if tensor < 1:
+            raise ConfigError(f"tensor must be >= 1, got {tensor}")
         if heads % tensor or (kv % tensor and tensor % kv):
             raise ConfigError(
                 f"{model.name}: {heads} heads and {kv} kv heads do not divide over tensor={tensor} devices"
@@ -56,8 +58,7 @@ class DenseOps:
             profile.peak_flops(model.dtype) * c.eff_gemm, hbm * c.eff_gemm_bw, c.t0_gemm_us * 1e-6
         )  # fmt: skip
         self._element_bytes, self._element_t0 = hbm * c.eff_elementwise_bw, c.t0_elementwise_us * 1e-6
-        self._bus = profile.allreduce_gbs(tensor) * 1e9 if tensor > 1 else 0.0
-        self._allreduce_t0 = c.t0_allreduce_us * 1e-6
+        self._bus, self._allreduce_t0 = profile.allreduce(tensor) if tensor > 1 else (0.0, 0.0)
         self._model_width = m = model.hidden_size
         heads, kv = self.shard.num_heads * model.head_dim, self.shard.num_kv_heads * model.head_dim
         ffn, vocab = self.shard.ffn_size, self.shard.vocab_size

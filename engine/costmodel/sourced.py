@@ -84,3 +84,35 @@ def read_sourced(cls: type[T], raw: dict[str, Any], name: str, path: Path) -> tu
         return from_dict(cls, values, name), {f.name: origins[f.name] for f in fields if f.name in origins}
     except ConfigError as e:
         raise ConfigError(f"{path}: {e}") from None
+
+
+def check_ranges(values: Any, positive: tuple[str, ...] = (), shares: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError unless all numbers of a dataclass are finite and >= 0, `positive` > 0, `shares` in (0, 1]."""
+    for name, value in vars(values).items():
+        if not isinstance(value, int | float):
+            continue
+        if name in shares and not 0 < value <= 1:
+            raise ConfigError(f"{name} must be in (0, 1], got {value}")
+        if name in positive and not 0 < value < float("inf"):
+            raise ConfigError(f"{name} must be > 0, got {value}")
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{name} must be >= 0, got {value}")
+
+
+UNITS = {"tflops": "TFLOP/s", "gib": "GiB", "gbs": "GB/s", "spec": "GB/s", "us": "us", "tokens": "tokens"}  # by ending
+
+
+def provenance_table(values: dict[str, Any], provenance: dict[str, Provenance]) -> str:
+    """Columns value, unit, kind (spec, measured, fitted, estimated) and source, a line for each value given."""
+    rows = [("", "value", "unit", "kind", "source")] + [
+        (name, _shown(values[name]), UNITS.get(name.rpartition("_")[2], ""), origin.kind, origin.source)
+        for name, origin in provenance.items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)] + [0]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{degree}:{number:g}" for degree, number in value.items())
+    return value if isinstance(value, str) else f"{value:g}"

@@ -19,11 +19,12 @@ from engine.costmodel.attention import (
     TablePrefill,
     WindowedDecode,
     kv_token_bytes,
+    layer_windows,
     stack_attention,
 )
 from engine.costmodel.device import DeviceProfile
 from engine.costmodel.memory import MemoryBudget, weight_bytes
-from engine.costmodel.paper_kernels import find_kernels
+from engine.costmodel.paper_kernels import describe_kernels, find_kernels
 from engine.costmodel.roofline import DenseOps
 from engine.costmodel.tables import ATTENTION, OpTables
 from engine.errors import ConfigError
@@ -82,13 +83,15 @@ class StepModel:
         Raises:
           ConfigError: the model does not divide over the devices, or the profile lacks a value that it needs.
         """
-        self.model, self.profile, self.tensor = model, profile, tensor
+        self.model, self.profile, self.tensor, self.kernels = model, profile, tensor, kernels
         source = tables if tables is not None else profile.tables
         self.tables = OpTables.read(source) if isinstance(source, Path) else source or OpTables()
         self._ops = DenseOps(model, profile, tensor, self.tables)
+        self.shares_host_link = tensor > 1 and profile.shares_host_link
         self.host = profile.constants.t0_host_us * 1e-6
+        self._mixed = 1.0 if kernels else profile.constants.mixed_decode  # the paper's launch decode by itself
         self._layers = model.num_layers
-        self._decode, self._prefill = self._attention(kernels)
+        self._decode, self._prefill = self._attention()
         self._dense: dict[int, tuple[float, float, float, float]] = {0: (0.0, 0.0, 0.0, 0.0)}  # by tokens
         self._heads: dict[int, float] = {}  # by rows
 
@@ -99,7 +102,8 @@ class StepModel:
             tokens += sum(new for _, new in work.prefills)
         embed, layer, collective, norm = self._dense.get(tokens) or self._dense_seconds(tokens)
         if num:
-            layer += self._decode.seconds(num, work.decode_kv, work.max_kv)
+            decode = self._decode.seconds(num, work.decode_kv, work.max_kv)
+            layer += decode * self._mixed if work.prefills else decode
         if work.prefills:
             layer += self._prefill.seconds(work.prefills)
         return StepTime(self.host, embed, layer, collective, norm + self._head(work.num_sampled), self._layers)
@@ -117,17 +121,17 @@ class StepModel:
         rate = self.profile.hardware.memory_gbs * 1e9 * self.profile.constants.eff_elementwise_bw * self.tensor
         return 2 * num_bytes / rate + self.profile.constants.t0_elementwise_us * 1e-6
 
-    def _attention(self, kernels: str | None) -> tuple[DecodeAttention, PrefillAttention]:
+    def _attention(self) -> tuple[DecodeAttention, PrefillAttention]:
         """The kernels by name, those of the stack, or measured times."""
         measured = [op for op in ATTENTION if op in self.tables]
-        if kernels and measured:
-            raise ConfigError(f"kernels={kernels} and measured times of {measured[0]} exclude each other")
-        make = find_kernels(kernels) if kernels else stack_attention
+        if self.kernels and measured:
+            raise ConfigError(f"kernels={self.kernels} and measured times of {measured[0]} exclude each other")
+        make = find_kernels(self.kernels) if self.kernels else stack_attention
         decode: DecodeAttention
         prefill: PrefillAttention
         decode, prefill = make(self.model, self.profile, self._ops.shard)
         if self.model.windows:
-            decode = WindowedDecode(decode, self.model.windows)
+            decode = WindowedDecode(decode, layer_windows(self.model))
         if "decode_attention" in measured:
             decode = TableDecode(self.tables, self.profile.constants.skew_alpha)
         if "prefill_attention" in measured:
@@ -146,6 +150,15 @@ class StepModel:
         if rows not in self._heads:
             self._heads[rows] = self._ops.head(rows)
         return self._heads[rows]
+
+    def describe(self) -> str:
+        """Where every number comes from: the profile's constants, the kernels' if they were named, measured tables."""
+        parts = [self.profile.describe()]
+        if self.kernels:
+            parts.append(describe_kernels(self.kernels))
+        if names := self.tables.names:
+            parts.append(f"measured tables win over the constants for {', '.join(names)}")
+        return "\n\n".join(parts)
 
     @property
     def weight_bytes(self) -> int:

@@ -38,6 +38,11 @@ class OpTables:
                 points = [(np.array([kv for kv, _ in c], float), np.array([s for _, s in c])) for c in curves]
                 self._grids[op] = np.array(tokens, float), points
 
+    @property
+    def names(self) -> list[str]:
+        """Ops that have been measured."""
+        return [*self._lines, *self._grids]
+
     def __contains__(self, op: str) -> bool:
         return op in self._lines or op in self._grids
 

@@ -74,7 +74,7 @@ class SimExecutor:
             else:  # scattered before its layer
                 layers[move.layer] += self.cost.page_copy_seconds(payload.num_bytes)
         sends = {STEP_START: payloads.pop(STEP_START, [])}
-        collective = time.collective if self.cost.profile.shares_host_link else 0.0
+        collective = time.collective if self.cost.shares_host_link else 0.0
         times = run_layers(
             begin + time.embed,
             layers,
@@ -103,18 +103,16 @@ class SimExecutor:
         first = self.cost.step(work).device  # the shortest: contexts grow
         count = int(min(limit, (until - now) / first + depth + 2))
         device = self.cost.decode_seconds(work.num_decode, work.decode_kv, work.max_kv, count)
-        start = max(now + host, self._free)
-        if depth == 0:  # host and device take turns
+        begun, start = max(now, self._free), max(now + host, self._free)
+        if depth == 0:  # host and device take turns: the second step is planned when the first has ended
             turns = np.empty(2 * count)
             turns[0::2], turns[1::2] = host, device
             turns[0] = start
-            ends = np.cumsum(turns)[1::2]
-            planned = np.concatenate([[now], ends[:-1]])
-        else:
-            ends = _overlapped(start, max(now, self._free) + host, host, device)
-            planned = np.concatenate([[now, max(now, self._free)], ends])[:count]
+            ends, early = np.cumsum(turns)[1::2], 1
+        else:  # the second step is planned when what runs now has ended, the third when the first has
+            ends, early = _overlapped(start, begun + host, host, device), 2 if begun < until else 1
         self._ahead = ends
-        return max(1, int(np.searchsorted(planned, until)))
+        return min(count, early + (int(ends.searchsorted(until)) if early > depth else 0))
 
     def pass_steps(self, ticket: Ticket, count: int) -> np.ndarray:
         """See `FastForward`."""
@@ -167,8 +165,9 @@ def _overlapped(start: float, second: float, host: float, device: np.ndarray) ->
     """When steps end that take `device` [n] seconds each. The first starts at `start`; the others when the one before
     has ended, and not before the host is ready: for the second at `second`, then `host` seconds after the last but one
     has ended."""
-    ends = np.cumsum(np.concatenate([[start], device]))[1:]
-    if host <= device.min():  # each is submitted before the device is free
+    device[0] += start
+    ends = np.cumsum(device)
+    if not np.count_nonzero(device < host) and second <= ends[0]:  # each is submitted before the device is free
         return ends
     for i in range(1, len(ends)):
         ready = second if i == 1 else ends[i - 2] + host

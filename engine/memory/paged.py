@@ -39,7 +39,7 @@ class PagedStore(SlotStore):
     @property
     def num_mapped_pages(self) -> int:
         """The others: nothing is reserved ahead."""
-        return self.num_pages - self.pool.num_free
+        return self.num_pages - self.num_free_pages
 
     def pages(self, slot: int) -> np.ndarray:
         """Pages that a sequence maps, int32 [L, mapped]; a view of the table."""
@@ -84,6 +84,8 @@ class PagedStore(SlotStore):
             return
         ids = self.pool.allocate(total).reshape(-1, total)
         some, at = np.flatnonzero(lacking), 0
+        if total == len(some):
+            return self._map_one_each(slots[some], ids)
         for slot, pages in zip(slots[some].tolist(), lacking[some].tolist(), strict=True):
             self._map(slot, ids[:, at : at + pages])
             at += pages
@@ -102,6 +104,14 @@ class PagedStore(SlotStore):
         if self.device_table:
             self._growth.append((slot, first, pages))
 
+    def _map_one_each(self, slots: np.ndarray, ids: np.ndarray) -> None:
+        """`_map` of pages [L, n] to n slots, one page of every layer each."""
+        first = self.mapped[slots]
+        self.table[slots, :, first] = ids.T
+        self.mapped[slots] = first + 1
+        if self.device_table:
+            self._growth += zip(slots.tolist(), first.tolist(), [1] * len(slots), strict=True)
+
     def _free(self, slot: int, pages: np.ndarray) -> None:
         """See `SlotStore`; the unshared pages are free at once."""
         super()._free(slot, pages)
@@ -113,9 +123,9 @@ class PagedStore(SlotStore):
 
     def take_deltas(self) -> np.ndarray:
         """Page-table entries changed since the last call, int32 [n, 4]: layer, slot, index, page."""
-        growth, self._growth = self._growth, []
-        if not growth:
+        if not self._growth:
             return NO_DELTAS
+        growth, self._growth = self._growth, []
         slot, first, pages = np.array(growth, np.int32).T
         ahead = np.cumsum(pages) - pages
         total = int(pages.sum())

@@ -24,6 +24,7 @@ class SlotStore(ABC):
     def __init__(self, num_slots: int, num_layers: int, page_size: int, max_tokens: int, host: HostTier | None = None):
         self.num_slots, self.num_layers = num_slots, num_layers
         self.page_size, self.max_tokens, self.host = page_size, max_tokens, host
+        self._page_bits = page_size.bit_length() - 1  # a power of two
         self.mapped = np.zeros(num_slots, np.int32)  # pages of each layer, by slot; 0 = closed
         self._slots = list(range(num_slots - 1, -1, -1))
         self._moves: list[Move] = []
@@ -64,7 +65,7 @@ class SlotStore(ABC):
 
     def pages_for(self, num_tokens):
         """Pages of one layer for so many tokens (an int or an array)."""
-        return -(-num_tokens // self.page_size)
+        return (num_tokens + (self.page_size - 1)) >> self._page_bits  # a division takes NumPy four times as long
 
     def lacking(self, slots: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Pages of each layer that these sequences need and do not map for these lengths, int [n]."""

@@ -19,7 +19,7 @@ class KVStore(Protocol):
 
     view: str  # which KVView kernels get: "paged" | "run"
     num_slots: int
-    page_size: int  # S
+    page_size: int  # S, a power of two
     pages_per_chunk: int  # C; with 1, pages are interchangeable
     device_table: bool  # False: no device keeps a page table, so nobody asks for its changes
     parks: bool  # whether layers of running sequences may be on the host

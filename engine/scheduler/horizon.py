@@ -22,12 +22,12 @@ def horizon(state: SchedulerState, plan: Plan) -> int:
     made, and its policy looks at no clock."""
     slots = plan.decode_slots
     alone = not (plan.prefills or plan.moves or plan.streams or plan.num_preempted) and plan.forced is None
-    if not alone or state.swapped or state.store.copies_in_flight or state.may_stop[slots].any():
+    if not alone or state.swapped or state.store.copies_in_flight or state.may_stop:
         return 1
     # A running sequence that does not decode has ended, or is about to: its pages will be free.
     if len(slots) != len(state.running) and (state.waiting or state.store.pages_per_chunk > 1):
         return 1
-    return 1 + int((state.limit[slots] - state.length[slots]).min())
+    return 1 + int(np.minimum.reduce(state.limit[slots] - state.length[slots]))
 
 
 def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
@@ -35,7 +35,7 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
     books on to the last of them."""
     store, slots, ahead = state.store, plan.decode_slots, count - 1
     lengths = state.cached[slots]
-    lacking = store.lacking(slots, lengths + ahead).any()
+    lacking = np.count_nonzero(store.lacking(slots, lengths + ahead))
     if lacking and not store.can_grow(slots, lengths + ahead):
         low = 0
         while ahead - low > 1:  # low fits, ahead does not

@@ -7,7 +7,7 @@ keeps the books. No JAX here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class SchedulerState:
         self.prompt_length = np.zeros(n, np.int32)
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
-        self.may_stop = np.zeros(n, bool)  # whether a token may end it before its limit
+        self.may_stop: set[int] = set()  # slots whose sequences a token may end before their limit
         self._special: set[int] = set()  # slots that are sampled or forced
         self.step = 0
         self._preempted = 0  # since the last plan
@@ -89,7 +89,8 @@ class SchedulerState:
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
         if not is_plain(request):
             self._special.add(slot)
-        self.may_stop[slot] = bool(request.stop_ids or request.text)
+        if request.may_stop:
+            self.may_stop.add(slot)
 
     def prefill(self, slot: int, num_tokens: int | None = None) -> Prefill:
         """The next `num_tokens` tokens to prefill of a sequence (None: all that are left). Their pages are mapped."""
@@ -115,7 +116,8 @@ class SchedulerState:
 
     def owners(self, slots: Iterable[int]) -> list[Request]:
         """The requests that hold these slots."""
-        return [cast(Request, self.requests[slot]) for slot in slots]
+        requests: Any = self.requests
+        return [requests[slot] for slot in (slots.tolist() if isinstance(slots, np.ndarray) else slots)]
 
     def release(self, slot: int) -> None:
         """Takes a sequence out of the running set and frees its slot and pages.
@@ -131,6 +133,7 @@ class SchedulerState:
         self.running = self.running[self.running != request.slot]
         self.requests[request.slot] = None
         self._special.discard(request.slot)
+        self.may_stop.discard(request.slot)
         request.slot = -1
 
     def preempt(self, slot: int, swap: bool = False) -> None:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.config import MAX_SLOTS
 from engine.scheduler.base import BasePolicy, Tokens
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.policy import register_policy
 from engine.scheduler.state import NOBODY
+
+ONES = np.ones(MAX_SLOTS, np.int32)
 
 
 @register_policy("vllm_v0")
@@ -48,4 +51,4 @@ class VllmV0(BasePolicy):
     def _next_tokens(self) -> Tokens:
         """One token of every sequence that can decode."""
         decode = self.state.decodable()
-        return decode, np.ones_like(decode)
+        return decode, ONES[: len(decode)]

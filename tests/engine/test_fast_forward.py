@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from engine.clock import VirtualClock
 from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from engine.engine import Engine
+from engine.executor.link import Link
 from engine.executor.memory_plan import MemoryPlan
 from engine.executor.sim_executor import SimExecutor
+from engine.memory.blocks import BlockStore
+from engine.memory.host import HostTier
 from engine.memory.stores import make_store
 from experiments.replay import Observer, StopFlag, replay
 from experiments.workloads import WorkloadRequest
@@ -27,17 +30,24 @@ class Steps(Observer):
         self.records.append(record)
 
 
-def sim_engine(cost, *, num_pages=400, pages_per_chunk=1, depth=1, max_context=1024, store="paged", **scheduler):
+def sim_engine(
+    cost, *, num_pages=400, pages_per_chunk=1, depth=1, max_context=1024, store="paged", host_pages=0, **scheduler
+):
     config = EngineConfig(
-        cache=CacheConfig(num_pages=num_pages, store=store),
+        cache=CacheConfig(num_pages=num_pages, host_bytes=host_pages),
         scheduler=SchedulerConfig(**{"max_num_seqs": 8, "watermark": 0.0, **scheduler}),
         async_depth=depth,
         debug_checks=True,
     )
-    kv = make_store(store, num_pages, 2, pages_per_chunk, 8, 16, max_context)
+    host = HostTier(host_pages) if host_pages else None
+    if store == "blocks":
+        kv = BlockStore(num_pages, 2, 8, 16, max_context, host)
+    else:
+        kv = make_store(store, num_pages, 2, pages_per_chunk, 8, 16, max_context, host)
     memory = MemoryPlan(kv.num_pages, pages_per_chunk, 1, max_context, "", 256, 0, 0, 0, 0)
     clock = VirtualClock()
-    return Engine(MODEL, config, memory, kv, SimExecutor(cost, config, clock), clock)
+    executor = SimExecutor(cost, config, clock, 1, Link(256.0), Link(256.0))
+    return Engine(MODEL, config, memory, kv, executor, clock)
 
 
 def outcome(engine, requests, fast: bool):
@@ -67,32 +77,48 @@ def workload(rows):
     ]
 
 
-@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=REQUESTS,
-    depth=st.sampled_from([0, 1]),
-    chunk=st.sampled_from([1, 4]),
-    pages=st.sampled_from([48, 64, 200]),
-    host=st.sampled_from([0.0, 1 / 128, 1 / 8]),
-    order=st.sampled_from(["fcfs", "sjf", "priority"]),
-    watermark=st.sampled_from([0.0, 0.1]),
-)
-def test_passing_steps_at_once_is_stepping_through_them(policy, rows, depth, chunk, pages, host, order, watermark):
-    limits = {"policy": policy, "order": order, "watermark": watermark, "max_context": 16 * pages // 2 // chunk}
+LOADS = {
+    "rows": REQUESTS,
+    "depth": st.sampled_from([0, 1]),
+    "pages": st.sampled_from([48, 64, 200]),
+    "host": st.sampled_from([0.0, 1 / 128, 1 / 8]),
+    "order": st.sampled_from(["fcfs", "sjf", "priority"]),
+    "watermark": st.sampled_from([0.0, 0.1]),
+    "swap": st.booleans(),
+}
+quick = settings(max_examples=40, deadline=None)
+
+
+def load(policy, rows, depth, pages, host, order, watermark, swap, chunk=1):
+    """Requests that fit a pool of `pages`, and how an engine for them is made."""
+    context = 16 * (pages // 2 // chunk) * chunk
     requests = [
-        dataclasses.replace(r, prompt_len=min(r.prompt_len, 150), output_len=min(r.output_len, 16 * pages // 2 // 4))
+        dataclasses.replace(r, prompt_len=min(r.prompt_len, 150), output_len=min(r.output_len, context // 4))
         for r in workload(rows)
     ]
-    limits["max_context"] = 16 * (pages // 2 // chunk) * chunk
-    runs = []
-    for fast in (True, False):
-        engine = sim_engine(FlatCost(host=host), num_pages=pages, pages_per_chunk=chunk, depth=depth, **limits)
-        runs.append(outcome(engine, requests, fast))
-    (metrics, steps, last, _), (metrics_0, steps_0, last_0, _) = runs
+    settings = {"policy": policy, "order": order, "watermark": watermark, "preemption": "swap" if swap else "recompute"}
+    sizes = {"num_pages": pages, "pages_per_chunk": chunk, "max_context": context, "host_pages": 200 * swap}
+    return requests, lambda **more: sim_engine(FlatCost(host=host), depth=depth, **sizes, **settings, **more)
+
+
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@quick
+@given(**LOADS, chunk=st.sampled_from([1, 4]))
+def test_passing_steps_at_once_is_stepping_through_them(policy, **case):
+    requests, make = load(policy, **case)
+    metrics, steps, last, _ = outcome(make(), requests, fast=True)
+    metrics_0, steps_0, last_0, _ = outcome(make(), requests, fast=False)
     assert metrics == metrics_0
     assert steps == steps_0
     assert last == last_0
+
+
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@quick
+@given(**LOADS)
+def test_blocks_of_all_layers_serve_as_pages_do(policy, **case):
+    requests, make = load(policy, **case)
+    assert outcome(make(store="blocks"), requests, fast=True) == outcome(make(), requests, fast=True)
 
 
 def test_long_decodes_take_few_plans():

@@ -37,7 +37,7 @@ def test_help_imports_no_jax_and_shows_what_people_use(program):
         [sys.executable, "-c", code], cwd=programs.ROOT, capture_output=True, text=True, timeout=60
     )
     assert all((flag in process.stdout) == (program in PROGRAMS) for flag in ("--model", "--page_size")), process.stderr
-    assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 26
+    assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 28
     assert "HEAVY []" in process.stdout
 
 

@@ -12,6 +12,11 @@ class FlatCost:
     def __init__(self, base=1 / 64, row=1 / 1024, kv=1 / 2**20, token=1 / 4096, host=0.0):
         self.base, self.row, self.kv, self.token, self.host = base, row, kv, token, host
 
+    shares_host_link = False
+
+    def page_copy_seconds(self, num_bytes: int) -> float:
+        return num_bytes / 4096
+
     def step(self, work: StepWork) -> StepTime:
         tokens = sum(n for _, n in work.prefills)
         seconds = self.base + self.row * work.num_decode + self.kv * work.decode_kv + self.token * tokens
