@@ -218,7 +218,7 @@ def fit(model: ModelConfig, tensor: int, ops: Sequence[Op], samples: Sequence[Sa
         links[way] = least_squares([copied, np.ones(len(copied))], copy_seconds)
     stream, stream_seconds = times("stream", "bytes")
     token_bytes, flops_of_pair = kv_token_bytes(model, shard), pair_flops(model, shard)
-    bandwidths = [stream[0] / stream_seconds[0], 1 / per_byte, 1 / per_element_byte, token_bytes / per_token]
+    bandwidths = [stream[0] / stream_seconds[0], 1 / per_byte, token_bytes / per_token]
     memory, peak = max(bandwidths), max(1 / per_flop, flops_of_pair / per_pair)
     sixteen_flops, sixteen = times("product_16bit", "flops")
     return {

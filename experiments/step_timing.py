@@ -131,7 +131,7 @@ def _row_points(rows: int, longest: int) -> list[Point]:
 
 def _prompts(bucket: Bucket, slots: int, room: int, max_context: int) -> Iterator[tuple[tuple[int, int], ...]]:
     """Ways to fill a bucket's tiles: as many prompts as can be, then as few, first without and then with all the cached
-    tokens that have room, half of them in between."""
+    tokens that have room. What attention costs is linear in between."""
     tokens = bucket.tiles * bucket.tile
     most, fewest = min(bucket.tiles, 1 << (slots.bit_length() - 1)) if slots else 0, 1
     while fewest < most and tokens // fewest > max_context:
@@ -142,7 +142,7 @@ def _prompts(bucket: Bucket, slots: int, room: int, max_context: int) -> Iterato
             f"and a context of {max_context}: raise num_pages, or lower max_tiles or query_tile in --config"
         )
     new, start = tokens // fewest, min(room // fewest, max_context) - tokens // fewest
-    ways = [((0, tokens // most),) * most, *(((s, new),) * fewest for s in (0, start // 2, start))]
+    ways = [((0, tokens // most),) * most, *(((s, new),) * fewest for s in (0, start))]
     yield from dict.fromkeys(ways)
 
 

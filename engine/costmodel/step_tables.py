@@ -56,8 +56,8 @@ class StepTables:
             if key in curves:
                 raise ConfigError(f"{where}.buckets[{i}]: rows={key[0]} tiles={key[1]} a second time")
             curves[key] = curve
-        micro = [_number(host[depth], f"{where}.host_us.{depth}") * 1e-6 for depth in ("0", "1")]
-        return StepTables(settings, *micro, curves)
+        alone, remains = (_number(host[depth], f"{where}.host_us.{depth}") * 1e-6 for depth in ("0", "1"))
+        return StepTables(settings, alone, remains, curves)
 
 
 def _bucket(raw: Any, where: str) -> tuple[Key, Curve]:
