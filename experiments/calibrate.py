@@ -93,9 +93,8 @@ def measure_ops(engine: Engine, seconds: float, rng: np.random.Generator) -> tup
     from experiments.op_timing import fit, make_ops, time_ops
 
     config, model = engine.config, engine.model_config
-    tiles = sorted({1, max(1, config.max_tiles // 4), config.max_tiles})
-    rows = sorted({1, min(8, config.scheduler.max_num_seqs), engine.executor.packer.max_rows})
-    ops = make_ops(model, config.tensor, [n * config.query_tile for n in tiles], rows)
+    tokens = sorted({config.query_tile, config.max_tiles * config.query_tile})
+    ops = make_ops(model, config.tensor, tokens, sorted({1, engine.executor.packer.max_rows}))
     samples = time_ops(ops, seconds, rng)
     measured = [{"op": op.name} | op.work | s.entry() for op, s in zip(ops, samples, strict=True)]
     return fit(model, config.tensor, ops, samples), measured

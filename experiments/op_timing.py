@@ -37,10 +37,10 @@ class Op:
 def make_ops(model: ModelConfig, tensor: int, tokens: Sequence[int], rows: Sequence[int]) -> list[Op]:
     """The ops of one device's share of the model, for these numbers of tokens (prefill) and rows (decode)."""
     shard = Shard.of(model, tensor)
-    everything = sorted({*tokens, *rows})
+    sizes = sorted({*tokens, *rows})
     return [
-        *_products(model, shard, everything),
-        *_elementwise(model, shard, everything),
+        *_products(model, shard, sizes),
+        *_elementwise(model, shard, sizes),
         *_attention(model, shard, tokens, rows),
         *_memory(),
     ]
@@ -104,20 +104,20 @@ def _attention(model: ModelConfig, shard: Shard, tokens: Sequence[int], rows: Se
         return prefill_attention(q, arena, view, start, count, sm_scale=scale)
 
     decode, prefill = jax.jit(decode), jax.jit(prefill)
-    ops = []
+    ops, longest = [], min(MAX_KV_TOKENS, model.max_context)
     for b in rows:
         for kv in (64, 256, 1024, 2048):
-            if b * kv > MAX_KV_TOKENS or kv > model.max_context:
+            if b * kv > MAX_KV_TOKENS or kv > longest:
                 continue
             q = jnp.full((b, shard.num_heads, model.head_dim), 0.1, model.dtype)
-            table = jnp.asarray(ids[: b * cdiv(kv, size)].reshape(1, b, -1))
-            operands = (arena, q, table, jnp.full(b, kv, jnp.int32))
+            table = np.zeros((1, b, cdiv(longest, size)), np.int32)
+            table[0, :, : kv // size] = ids[: b * kv // size].reshape(b, -1)
+            operands = (arena, q, jnp.asarray(table), jnp.full(b, kv, jnp.int32))
             ops.append(Op("decode_attention", decode, [operands] * 4, {"rows": b, "kv": b * kv}))
-    tile = min(tokens)
-    table = jnp.asarray(ids.reshape(1, 1, -1))
+    tile, table = min(tokens), jnp.asarray(ids.reshape(1, 1, -1))
     for new in tokens:
         for before in (0, 512, 1024):
-            if before + new > min(model.max_context, MAX_KV_TOKENS):
+            if before + new > longest:
                 continue
             q = jnp.full((new // tile, tile, shard.num_heads, model.head_dim), 0.1, model.dtype)
             start = before + tile * jnp.arange(new // tile, dtype=jnp.int32)

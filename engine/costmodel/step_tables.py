@@ -73,7 +73,9 @@ def _bucket(raw: Any, where: str) -> tuple[Key, Curve]:
     attended, seconds = np.array(points).T
     if not (np.diff(attended) > 0).all():
         raise ConfigError(f"{where}.points must have increasing attended tokens, got {attended.tolist()}")
-    return (rows, tiles), Curve(attended, seconds, _number(raw.get("skew_alpha", 0.0), f"{where}.skew_alpha"))
+    if (alpha := _number(raw.get("skew_alpha", 0.0), f"{where}.skew_alpha")) > 1:
+        raise ConfigError(f"{where}.skew_alpha must be <= 1, got {alpha}")
+    return (rows, tiles), Curve(attended, seconds, alpha)
 
 
 def _object(raw: Any, where: str, *names: str) -> dict[str, Any]:
