@@ -14,17 +14,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
 from engine.config import EngineConfig, to_dict
+from engine.costmodel.measured_steps import make_packer
 from engine.costmodel.step_model import StepModel
-from engine.executor.packing import Packer
 from engine.executor.sim_executor import work_of
 from engine.files import write_whole
+from engine.models.source import resolve
 from experiments import bench_policies, common_flags, environment, workloads
 from experiments.bench_policies import laid_over, measure
 from experiments.prediction import METRICS, Cell, Gate, Step, gates, repeat_errors, step_errors
@@ -93,10 +94,8 @@ def simulate(model: str, config: EngineConfig, requests: list[WorkloadRequest]) 
     return summary, engine.executor.cost
 
 
-def row_of(cell: Cell, cost: StepModel, packer: Packer) -> dict[str, Any]:
-    """A cell's figures: plain JSON types."""
-    errors = np.concatenate([step_errors(steps, cost) for steps in cell.steps])
-    repeats = repeat_errors(cell.steps, cost, packer)
+def row_of(cell: Cell, errors: np.ndarray, repeats: np.ndarray) -> dict[str, Any]:
+    """A cell's figures, plain JSON types. `errors`, `repeats`: of its steps."""
     row: dict[str, Any] = {
         "workload": cell.workload,
         "engine": cell.policy,
@@ -143,48 +142,63 @@ def gate_table(found: list[Gate]) -> str:
     )
 
 
+def compare(
+    model: str, configs: dict[str, EngineConfig], loads: Workloads, repeats: int, seed: int, stop: StopFlag
+) -> tuple[list[dict[str, Any]], list[Gate], dict[str, Any]] | None:
+    """Runs everything. Returns a row per cell, the gates, and figures over all steps; None: interrupted before a repeat
+    was whole."""
+    simulated = {pair: simulate(model, configs[pair[1]], loads[pair[0]]) for pair in itertools.product(loads, configs)}
+    engines = real_engines(model, configs)
+    runs = run_all(engines, loads, repeats, np.random.default_rng(seed), stop)
+    if not all(runs.values()):
+        return None
+    cells, rows, errors, noise = [], [], [], []
+    for (source, spec), of in runs.items():
+        summary, cost = simulated[source, spec]
+        real, steps = [summary for summary, _ in of], [s for _, s in of]
+        cells.append(Cell(source, spec, real, steps, summary, max(r.arrival_s for r in loads[source])))
+        errors.append(np.concatenate([step_errors(s, cost) for s in steps]))
+        noise.append(repeat_errors(steps, cost, make_packer(configs[spec], engines[spec].memory.num_slots)))
+        rows.append(row_of(cells[-1], errors[-1], noise[-1]))
+    all_errors, all_noise = np.concatenate(errors), np.concatenate(noise)
+    overall = {
+        "steps_by": sorted({type(cost).__name__ for _, cost in simulated.values()}),
+        "repeats": min(map(len, runs.values())),
+        "step_mape": float(np.abs(all_errors).mean()),
+        "repeat_mape": float(np.abs(all_noise).mean()) if len(all_noise) else None,
+    }
+    return rows, gates(cells, all_errors, all_noise), overall
+
+
 def main() -> int:
     """The program."""
     model, config = common_flags.required_model(), common_flags.engine_config_from_flags()
     configs = {spec: laid_over(config, spec) for spec in bench_policies.ENGINES.value}
     loads = {source: workloads.build(source) for source in bench_policies.WORKLOADS.value}
-    out = Path(common_flags.out_directory("prediction"))
+    out = common_flags.out_directory("prediction")
     out.mkdir(parents=True, exist_ok=True)
-    simulated = {pair: simulate(model, configs[pair[1]], loads[pair[0]]) for pair in itertools.product(loads, configs)}
-    engines = real_engines(model, configs)
-    packer = next(iter(engines.values())).executor.packer
-    rng = np.random.default_rng(config.seed)
+    busy = os.getloadavg()[0]
     with stop_on_signals() as stop:
-        runs = run_all(engines, loads, bench_policies.REPEATS.value, rng, stop)
-    if not all(runs.values()):
+        found = compare(model, configs, loads, bench_policies.REPEATS.value, config.seed, stop)
+    if found is None:
         return common_flags.EXIT_INTERRUPTED
-    cells, rows = [], []
-    for (source, spec), of in runs.items():
-        summary, cost = simulated[source, spec]
-        real, steps = [summary for summary, _ in of], [s for _, s in of]
-        cells.append(Cell(source, spec, real, steps, summary, max(r.arrival_s for r in loads[source])))
-        rows.append(row_of(cells[-1], cost, packer))
-    cost = next(iter(simulated.values()))[1]
-    errors = np.concatenate([step_errors(steps, cost) for cell in cells for steps in cell.steps])
-    repeats = np.concatenate([repeat_errors(cell.steps, cost, packer) for cell in cells])
-    found = gates(cells, errors, repeats)
+    rows, judged, overall = found
     print(table_of(rows))
-    print(gate_table(found))
-    vocab = next(iter(engines.values())).model_config.vocab_size
-    record = {
+    print(gate_table(judged))
+    vocab = resolve(model, config)[0].vocab_size
+    record = overall | {
         "model": model,
-        "steps_by": type(cost).__name__,
-        "gates": [dataclasses.asdict(g) for g in found],
+        "load_average": busy,
+        "gates": [dataclasses.asdict(g) for g in judged],
         "cells": rows,
         "workload_hashes": {source: workload_hash(requests, vocab) for source, requests in loads.items()},
         "engine": to_dict(config),
         **environment.describe(),
     }
     write_whole(out / "prediction.json", json.dumps(record, indent=1) + "\n")
-    line = {"bench": "prediction", "model": model, "cells": len(cells), "repeats": min(map(len, runs.values()))}
-    line |= {"step_mape": rounded(float(np.abs(errors).mean())), "repeat_mape": rounded(float(np.abs(repeats).mean()))}
-    print(json.dumps(line | {"gates": {g.name: g.passed for g in found}}))
-    return 0
+    line = {"bench": "prediction", "model": model, "cells": len(rows), **{k: rounded(v) for k, v in overall.items()}}
+    print(json.dumps(line | {"gates": {g.name: g.passed for g in judged}}))
+    return 128 + 2 if stop.signal else 0
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ class MeasuredSteps(StepModel):
         return mean + curve.skew_alpha * (longest - mean)
 
 
+def make_packer(config: EngineConfig, num_slots: int) -> Packer:
+    """What cuts the steps of an engine with these settings."""
+    return Packer(num_slots, config.query_tile, config.max_tiles, config.deterministic)
+
+
 def step_settings(model: ModelConfig, config: EngineConfig, packer: Packer) -> dict[str, Any]:
     """What the time of a step depends on, as plain JSON types; the name of the model is not part of it."""
     cache = config.cache
@@ -112,7 +117,7 @@ def with_measured_steps(roofline: StepModel, config: EngineConfig, num_slots: in
     model, profile = roofline.model, roofline.profile
     if (tables := profile.steps) is None:
         return roofline
-    packer = Packer(num_slots, config.query_tile, config.max_tiles, config.deterministic)
+    packer = make_packer(config, num_slots)
     wanted = step_settings(model, config, packer)
     names = wanted.keys() | tables.settings.keys()
     differing = [n for n in sorted(names) if wanted.get(n) != tables.settings.get(n)]
