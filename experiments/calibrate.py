@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from engine.costmodel.device import Constants, Hardware, load_device
 from engine.costmodel.measured_steps import step_settings
@@ -27,7 +27,8 @@ from engine.costmodel.tables import interpolate
 from engine.errors import ConfigError
 from engine.executor.packing import Bucket
 from engine.files import write_whole
-from experiments import common_flags, environment
+from experiments import common_flags, environment, quiet
+from experiments.quiet import Others
 from experiments.step_timing import Point, Samples, StepTimer, attended, host_seconds, time_rounds, timed_buckets
 from experiments.tables import format_table, rounded
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
 
 SECONDS = flags.DEFINE_float("seconds", 90.0, "For timing steps; ops get a third of it on top.", lower_bound=0.1)
+flags.adopt_module_key_flags(quiet)
 NAME = flags.DEFINE_string("name", None, "Of the device. Default: the name of --out.")
 OUT_DEFAULT = "cpu-here.json"
 HOST_TOKENS = 24  # decode steps of a run that measures the host's part
@@ -59,43 +61,51 @@ def bucket_entry(points: dict[Point, Samples], bucket: Bucket, engine: Engine) -
     return entry | {"points": [{"attended": x} | curve[x].entry() for x in at]}
 
 
-def measure_steps(engine: Engine, seconds: float, rng: np.random.Generator) -> dict[str, Any]:
+def measure_steps(engine: Engine, seconds: float, rng: np.random.Generator, others: Others) -> dict[str, Any]:
     """The section `steps` of a device file."""
     timer, buckets = StepTimer(engine), timed_buckets(engine)
     points = [point for of in buckets.values() for point in of]
-    samples, rounds = time_rounds(timer, points, seconds, rng)
+    timed = time_rounds(timer, points, seconds, rng, others)
+    if timed.accepted:
+        logging.warning("%d of %d points were never timed while others were quiet", timed.accepted, len(points))
+    samples = timed.samples
     return {
         "settings": step_settings(engine.model_config, engine.config, engine.executor.packer),
-        "host_us": measure_host(engine, timer),
-        "rounds": rounds,
+        "host_us": measure_host(engine, timer, others),
+        "rounds": timed.rounds,
+        "disturbed_groups": timed.disturbed,
+        "disturbed_points": timed.accepted,
         "buckets": [bucket_entry({p: samples[p] for p in of}, bucket, engine) for bucket, of in buckets.items()],
     }
 
 
-def measure_host(engine: Engine, timer: StepTimer) -> dict[str, Any]:
+def measure_host(engine: Engine, timer: StepTimer, others: Others) -> dict[str, Any]:
     """What the engine's loop adds to a decode step at async_depth 0 and 1, microseconds >= 0, from interleaved runs."""
     rows, config = min(4, engine.executor.packer.num_slots), engine.config
     added: dict[int, Samples] = {0: Samples(), 1: Samples()}
-    for _ in range(-1, HOST_ROUNDS):
-        for depth in (0, 1):
+    host_seconds(engine, timer, rows, HOST_TOKENS)  # compiles what is not yet
+    while len(added[1].seconds) < HOST_ROUNDS:
+        for depth, samples in added.items():
             engine.config = dataclasses.replace(config, async_depth=depth)
+            others.share()
             interval, own = host_seconds(engine, timer, rows, HOST_TOKENS)
-            added[depth].seconds.append(interval - own)
+            if not others.disturb():
+                samples.seconds.append(interval - own)
     engine.config = config
-    for s in added.values():
-        del s.seconds[0]
     entries = {f"{depth}_measured": s.entry() for depth, s in added.items()}
     return {str(depth): rounded(max(0.0, s.median * 1e6)) for depth, s in added.items()} | entries
 
 
-def measure_ops(engine: Engine, seconds: float, rng: np.random.Generator) -> tuple[dict[str, float], list[dict]]:
+def measure_ops(
+    engine: Engine, seconds: float, rng: np.random.Generator, others: Others
+) -> tuple[dict[str, float], list[dict]]:
     """Constants of the roofline by name, and the ops that they are fitted to."""
     from experiments.op_timing import fit, make_ops, time_ops
 
     config, model = engine.config, engine.model_config
     tokens = sorted({config.query_tile, config.max_tiles * config.query_tile})
     ops = make_ops(model, config.tensor, tokens, sorted({1, engine.executor.packer.max_rows}))
-    samples = time_ops(ops, seconds, rng)
+    samples = time_ops(ops, seconds, rng, others)
     measured = [{"op": op.name} | op.work | s.entry() for op, s in zip(ops, samples, strict=True)]
     return fit(model, config.tensor, ops, samples), measured
 
@@ -171,8 +181,9 @@ def main() -> int:
     rng = np.random.default_rng(config.seed)
     engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax"))
     buckets = timed_buckets(engine)  # says what does not fit, before anything is timed
-    steps = measure_steps(engine, SECONDS.value, rng)
-    found, ops = measure_ops(engine, SECONDS.value / 3, rng)
+    others = Others.from_flags()
+    steps = measure_steps(engine, SECONDS.value, rng, others)
+    found, ops = measure_ops(engine, SECONDS.value / 3, rng, others)
     write_whole(out, json.dumps(device_file(NAME.value or out.stem, engine, steps, found, ops), indent=1) + "\n")
     rows = [
         [f"rows={b['rows']} tiles={b['tiles']}", p["attended"], 1e3 * p["seconds"], p["count"], p["spread"]]

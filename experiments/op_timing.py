@@ -17,6 +17,7 @@ import numpy as np
 from engine.config import DTYPES, ModelConfig, cdiv
 from engine.costmodel.attention import kv_token_bytes, pair_flops, pairs
 from engine.costmodel.roofline import Shard
+from experiments.quiet import Others
 from experiments.step_timing import Samples
 
 STREAM_BYTES = 128 << 20  # read, and written: more than caches hold
@@ -147,20 +148,28 @@ def _memory() -> list[Op]:
     return ops
 
 
-def time_ops(ops: Sequence[Op], seconds: float, rng: np.random.Generator) -> list[Samples]:
-    """Rounds of all ops, in an order drawn anew, until the time is used up; at least three, after one that
-    compiles.
-    Seconds of one call each; an empty program's are taken off the others, copies excepted."""
+def time_ops(ops: Sequence[Op], seconds: float, rng: np.random.Generator, others: Others) -> list[Samples]:
+    """Rounds of all ops, in an order drawn anew, until the time is used up; at least three, after one that compiles.
+    Rounds that others disturb are dropped. Seconds of one call each; an empty program's are taken off the others,
+    copies excepted."""
     import jax
 
-    samples, start, rounds = [Samples() for _ in ops], 0.0, -1
-    while rounds < 3 or time.perf_counter() - start < seconds:
-        for i in rng.permutation(len(ops)).tolist():
-            begin = time.perf_counter()
-            jax.block_until_ready([ops[i].call(*operands) for operands in ops[i].operands])
-            if rounds >= 0:
-                samples[i].seconds.append((time.perf_counter() - begin) / len(ops[i].operands))
-        start = start or time.perf_counter()
+    def call(op: Op) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready([op.call(*operands) for operands in op.operands])
+        return (time.perf_counter() - start) / len(op.operands)
+
+    for op in ops:
+        call(op)
+    samples, spent, rounds = [Samples() for _ in ops], 0.0, 0
+    while rounds < 3 or spent < seconds:
+        others.share()
+        start, taken = time.perf_counter(), [(i, call(ops[i])) for i in rng.permutation(len(ops)).tolist()]
+        spent += time.perf_counter() - start
+        if others.disturb():
+            continue
+        for i, value in taken:
+            samples[i].seconds.append(value)
         rounds += 1
     empty = next(s.median for op, s in zip(ops, samples, strict=True) if op.name == "nothing")
     for op, s in zip(ops, samples, strict=True):

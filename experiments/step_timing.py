@@ -3,7 +3,7 @@
 Each *point* is a batch: so many decode rows at some contexts, so many prompts cut into query tiles. Its sequences are
 opened in the engine's own store, whose pages hold whatever they hold; a first small step brings the page table, then
 the point's steps follow each other, one submitted ahead. Points take turns in an order drawn anew every round, so that
-whatever else the machine does falls on all of them.
+whatever else the machine does falls on all of them; what other processes visibly disturbed is dropped.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from engine.executor.packing import FROM_DEVICE, Bucket, Packer
 from engine.request import SamplingParams
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.state import NOBODY
+from experiments.quiet import Others
 
 if TYPE_CHECKING:
     from engine.engine import Engine
 
 NO_DELTAS = np.empty((0, 4), np.int32)
 CONTEXTS = (0, 1 / 4, 1 / 2, 1)  # at which a bucket of rows is timed, as shares of the longest that fits
+GROUP = 0.2  # seconds of steps for which it is known whether others disturbed them
 DECODES = 4  # decode steps of a point in a round; of prefills there is one
 
 
@@ -162,21 +164,47 @@ def timed_buckets(engine: Engine) -> dict[Bucket, list[Point]]:
     return {bucket: points_of(bucket, packer, pages * size, context) for bucket in packer.buckets(mixed=True)}
 
 
+@dataclass
+class Timed:
+    """What rounds of points brought."""
+
+    samples: dict[Point, Samples]
+    rounds: int = 0
+    disturbed: int = 0  # times that others were not quiet and what was measured meanwhile was dropped
+    accepted: int = 0  # points for which disturbed samples had to do
+
+
 def time_rounds(
-    timer: StepTimer, points: Sequence[Point], seconds: float, rng: np.random.Generator
-) -> tuple[dict[Point, Samples], int]:
-    """Rounds of all points until the time is used up, at least two, after one that compiles and is discarded. Returns
-    what was measured, and the number of rounds."""
-    samples: dict[Point, Samples] = {point: Samples() for point in points}
-    start, rounds = 0.0, -1
-    while rounds < 2 or time.perf_counter() - start < seconds:
-        for i in rng.permutation(len(points)).tolist():
-            times = timer.time(points[i], 1 if points[i].prefills else DECODES)
-            if rounds >= 0:
-                samples[points[i]].seconds += times
-        start = start or time.perf_counter()
-        rounds += 1
-    return samples, rounds
+    timer: StepTimer, points: Sequence[Point], seconds: float, rng: np.random.Generator, others: Others
+) -> Timed:
+    """Rounds of all points, at least two, until so much undisturbed time has been measured, or twice as much and all
+    patience has gone. What compiles comes before."""
+    for point in points:
+        timer.time(point, 1)
+    found = Timed({point: Samples() for point in points})
+    dropped: dict[Point, Samples] = {point: Samples() for point in points}
+    quiet, end = 0.0, time.perf_counter() + 2 * seconds + others.patience
+    while found.rounds < 2 or (quiet < seconds and time.perf_counter() < end):
+        order = [points[i] for i in rng.permutation(len(points))]
+        while order:
+            others.share()
+            start, group = time.perf_counter(), []
+            while order and time.perf_counter() - start < GROUP:
+                point = order.pop()
+                group.append((point, timer.time(point, 1 if point.prefills else DECODES)))
+            calm = others.share() <= others.limit or others.patience <= 0
+            for point, times in group:
+                (found.samples if calm else dropped)[point].seconds += times
+            quiet += calm * (time.perf_counter() - start)
+            if not calm:
+                found.disturbed += 1
+                others.wait()
+        found.rounds += 1
+    for point, samples in found.samples.items():
+        if len(samples.seconds) < 2:
+            samples.seconds += dropped[point].seconds
+            found.accepted += 1
+    return found
 
 
 def host_seconds(engine: Engine, timer: StepTimer, rows: int, tokens: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from engine import Engine
 from engine.config import CacheConfig, EngineConfig, SchedulerConfig, SimConfig
 from experiments import bench_prediction, common_flags, workloads
 from experiments.bench_policies import laid_over
+from experiments.quiet import Others
 from experiments.replay import StopFlag
 
 CONFIG = EngineConfig(
@@ -43,7 +44,7 @@ def compare(*policies: str, loads=(CALM, BURST), repeats=2):
     configs = {f"policy={p}": laid_over(CONFIG, f"policy={p}") for p in policies}
     stop = StopFlag()
     found = bench_prediction.compare(
-        "tiny-1m", configs, {source: workloads.build(source) for source in loads}, repeats, 0, stop
+        "tiny-1m", configs, {source: workloads.build(source) for source in loads}, repeats, 0, Others(1.0, 0.0), stop
     )
     return found
 
