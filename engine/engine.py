@@ -271,9 +271,8 @@ class Engine:
     def _pass_steps(self, step: InFlight) -> None:
         """Waits for all but the last of the steps that one plan stands for. They end no request."""
         assert self._fast_forward is not None
-        count, start = step.left - 1, self.clock.now()
-        ends = self._fast_forward.pass_steps(step.ticket, count)
-        times, tokens = ends.tolist(), [0] * count
+        count = step.left - 1
+        times, tokens = self._fast_forward.pass_steps(step.ticket, count), [0] * count
         listened = self.partial_outputs or bool(self._inboxes)
         for request, _ in step.rows:
             request.in_flight -= count
@@ -281,8 +280,6 @@ class Engine:
             request.token_times += times
             if listened:
                 self._hand_out(request, count, False)
-        result = StepResult(np.empty(0, np.int32), None, start, times[-1])
-        self._log(step, result, count * len(step.rows), 0, 0, count)
         step.passed += count
         self._steps_ahead -= count
 
@@ -334,7 +331,8 @@ class Engine:
                 self._hand_out(request, 1, bool(reason))
         if self.config.debug_checks:
             self.state.check()
-        self._log(step, result, num_tokens, num_finished, len(step.rows) - num_tokens)
+        num_late = len(step.rows) - num_tokens
+        self._log(step, result, num_tokens + step.passed * len(step.rows), num_finished, num_late)
 
     def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
         """What a row brought besides its token."""
@@ -350,9 +348,7 @@ class Engine:
             inbox = self._inboxes[request.id] if mine else self._unclaimed
             inbox.append(RequestOutput(request, num_new, finished, self.tokenizer))
 
-    def _log(
-        self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int, repeat: int = 1
-    ) -> None:
+    def _log(self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
         traffic: dict[str, Any] = {}
         for way, landed in (("out", True), ("in", False)) if copies else ():
@@ -361,8 +357,8 @@ class Engine:
             traffic[f"seconds_{way}"] = sum(c.end - c.start for c in moved)
         self.step_log.append(
             StepRecord(
-                step=plan.step + step.passed,
-                repeat=repeat,
+                step=plan.step,
+                repeat=plan.repeat,
                 start=result.start,
                 end=result.end,
                 num_tokens=num_tokens,

@@ -27,7 +27,7 @@ class Ticket:
 
     plan: Plan
     start: float  # seconds on the clock: submitted, and the step before it ended
-    ends: np.ndarray  # float64 [repeat]
+    ends: list[float]  # [repeat]
     passed: int = 0  # steps that have been collected
 
 
@@ -53,12 +53,12 @@ class SimExecutor:
         now = self.clock.now()
         start, begin = max(now, self._free), max(now + self.cost.host, self._free)
         if plan.repeat > 1:
-            ends = self._ahead[: plan.repeat]
+            ends = self._ahead[: plan.repeat].tolist()
         elif plan.moves or plan.streams or self._copying:
-            ends = np.array([self._run_with_copies(plan, begin)])
+            ends = [self._run_with_copies(plan, begin)]
         else:
-            ends = np.array([begin + self.cost.step(work_of(plan)).device])
-        self._free = float(ends[-1])
+            ends = [begin + self.cost.step(work_of(plan)).device]
+        self._free = ends[-1]
         return Ticket(plan, start, ends)
 
     def _run_with_copies(self, plan: Plan, begin: float) -> float:
@@ -88,13 +88,12 @@ class SimExecutor:
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Lets time pass until the ticket's last step has ended."""
-        end = float(ticket.ends[-1])
+        end = ticket.ends[-1]
         self.clock.wait_until(end)
-        start = ticket.start if len(ticket.ends) == 1 else float(ticket.ends[-2])
         tokens = np.zeros(ticket.plan.num_sampled, np.int32)
         if ticket.plan.forced is not None:
             tokens = np.maximum(ticket.plan.forced, 0)
-        return StepResult(tokens, None, start, end, copies=self._landed() if self._copying else ())
+        return StepResult(tokens, None, ticket.start, end, copies=self._landed() if self._copying else ())
 
     def repeats(self, plan: Plan, limit: int, until: float) -> int:
         """See `FastForward`. A step is planned when the one `depth` + 1 before it has ended."""
@@ -114,11 +113,11 @@ class SimExecutor:
         self._ahead = ends
         return min(count, early + (int(ends.searchsorted(until)) if early > depth else 0))
 
-    def pass_steps(self, ticket: Ticket, count: int) -> np.ndarray:
+    def pass_steps(self, ticket: Ticket, count: int) -> list[float]:
         """See `FastForward`."""
         ends = ticket.ends[ticket.passed : ticket.passed + count]
         ticket.passed += count
-        self.clock.wait_until(float(ends[-1]))
+        self.clock.wait_until(ends[-1])
         return ends
 
     def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:

@@ -9,8 +9,6 @@ here.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from engine.scheduler.plan import Plan
@@ -27,7 +25,7 @@ def horizon(state: SchedulerState, plan: Plan) -> int:
     # A running sequence that does not decode has ended, or is about to: its pages will be free.
     if len(slots) != len(state.running) and (state.waiting or state.store.pages_per_chunk > 1):
         return 1
-    return 1 + int(np.minimum.reduce(state.limit[slots] - state.length[slots]))
+    return 1 + (state.tokens_left or int(np.minimum.reduce(state.limit[slots] - state.length[slots])))
 
 
 def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
@@ -49,8 +47,10 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
             store.grow(slots, lengths + step)
     state.cached[slots] += ahead
     state.length[slots] += ahead
+    state.tokens_left = max(0, state.tokens_left - ahead)
     state.step += ahead
-    return dataclasses.replace(plan, repeat=ahead + 1, deltas=np.concatenate([plan.deltas, store.take_deltas()]))
+    deltas = np.concatenate([plan.deltas, store.take_deltas()]) if store.device_table else plan.deltas
+    return plan.repeated(ahead + 1, deltas)
 
 
 def _crossings(lengths: np.ndarray, page_size: int, ahead: int) -> list[int]:

@@ -46,6 +46,8 @@ class SchedulerState:
         self.forced = np.zeros(n, bool)
         self.may_stop: set[int] = set()  # slots whose sequences a token may end before their limit
         self._special: set[int] = set()  # slots that are sampled or forced
+        self._prefilling: set[int] = set()  # slots with tokens left to prefill
+        self.tokens_left = 1  # until the first of the rows sampled last is at its limit; 0: some sequence may be there
         self.step = 0
         self._preempted = 0  # since the last plan
 
@@ -87,6 +89,8 @@ class SchedulerState:
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
+        if cached < prefill_length:
+            self._prefilling.add(slot)
         if not is_plain(request):
             self._special.add(slot)
         if request.may_stop:
@@ -103,12 +107,16 @@ class SchedulerState:
     def unfinished(self) -> np.ndarray:
         """Running sequences with tokens left to compute: all but those that reach their limit with the tokens that
         steps in flight will bring. Slots, oldest admission first."""
-        return self.running[self.length[self.running] < self.limit[self.running]]
+        if self.tokens_left:
+            return self.running
+        slots = self.running[self.length[self.running] < self.limit[self.running]]
+        self.tokens_left = int(len(slots) == len(self.running))
+        return slots
 
     def decodable(self) -> np.ndarray:
         """Unfinished sequences that are prefilled. Slots, oldest admission first."""
         slots = self.unfinished()
-        return slots[self.cached[slots] >= self.prefill_length[slots]]
+        return slots[self.cached[slots] >= self.prefill_length[slots]] if self._prefilling else slots
 
     def victim(self, slots: np.ndarray) -> int:
         """Which of these sequences is preempted first: the one that would be last in the queue."""
@@ -134,6 +142,7 @@ class SchedulerState:
         self.requests[request.slot] = None
         self._special.discard(request.slot)
         self.may_stop.discard(request.slot)
+        self._prefilling.discard(request.slot)
         request.slot = -1
 
     def preempt(self, slot: int, swap: bool = False) -> None:
@@ -184,9 +193,12 @@ class SchedulerState:
         for prefill in prefills:
             self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
+        self._prefilling.difference_update(ends)
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
         sampling, forced = self._special_rows(rows) if self._special else (None, None)
-        self.length[rows] += 1
+        self.length[rows] = length = self.length[rows] + 1
+        if len(rows) and self.tokens_left:
+            self.tokens_left = int(np.minimum.reduce(self.limit[rows] - length))
         plan = Plan(
             step=self.step + 1,
             decode_slots=decode,
