@@ -84,6 +84,7 @@ class Engine:
         self._arrivals = 0
         self._intake = Intake(model, store, memory.max_context, tokenizer, source)
         self._fast_forward = executor if isinstance(executor, FastForward) else None
+        self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
         self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
         self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
         self.reads_prompts = self._fast_forward is None  # a simulation only asks how long they are
@@ -263,8 +264,7 @@ class Engine:
 
     def _repeated(self, plan: Plan, executor: FastForward) -> Plan:
         """The plan for as many steps as are like it, when the policy can tell and the executor can pass them."""
-        horizon = getattr(self.policy, "horizon", None)
-        limit = horizon(plan) if horizon else 1
+        limit = self._horizon(plan)
         count = executor.repeats(plan, limit, self.quiet_until) if limit > 1 else 1
         return repeated(self.state, plan, count) if count > 1 else plan
 

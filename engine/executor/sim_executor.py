@@ -156,7 +156,9 @@ class SimExecutor:
 def work_of(plan: Plan) -> StepWork:
     """What a plan computes, as far as its time depends on it."""
     positions, num = plan.decode_positions, len(plan.decode_positions)
-    kv, longest = (int(positions.sum()) + num, int(positions.max()) + 1) if num else (0, 0)
+    kv, longest = (int(np.add.reduce(positions)) + num, int(np.maximum.reduce(positions)) + 1) if num else (0, 0)
+    if not plan.prefills:
+        return StepWork(num, kv, longest, (), num)
     return StepWork(num, kv, longest, tuple((p.start, len(p.tokens)) for p in plan.prefills), plan.num_sampled)
 
 

@@ -33,19 +33,19 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
     books on to the last of them."""
     store, slots, ahead = state.store, plan.decode_slots, count - 1
     lengths = state.cached[slots]
-    lacking = np.count_nonzero(store.lacking(slots, lengths + ahead))
-    if lacking and not store.can_grow(slots, lengths + ahead):
-        low = 0
-        while ahead - low > 1:  # low fits, ahead does not
-            middle = (low + ahead) // 2
-            low, ahead = (middle, ahead) if store.can_grow(slots, lengths + middle) else (low, middle)
-        ahead = low
-    if ahead == 0:
-        return plan
-    if lacking:  # which page goes to whom matters where chunks are shared out
+    if not store.holds(slots, lengths + ahead):
+        if not store.can_grow(slots, lengths + ahead):
+            low = 0
+            while ahead - low > 1:  # low fits, ahead does not
+                middle = (low + ahead) // 2
+                low, ahead = (middle, ahead) if store.can_grow(slots, lengths + middle) else (low, middle)
+            ahead = low
+        if ahead == 0:
+            return plan
+        # Which page goes to whom matters where chunks are shared out.
         for step in _crossings(lengths, store.page_size, ahead) if store.pages_per_chunk > 1 else [ahead]:
             store.grow(slots, lengths + step)
-    state.cached[slots] += ahead
+    state.cached[slots] = lengths + ahead
     state.length[slots] += ahead
     state.tokens_left = max(0, state.tokens_left - ahead)
     state.step += ahead

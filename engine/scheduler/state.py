@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.config import MAX_SLOTS
 from engine.memory.moves import Stream
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
@@ -20,6 +21,7 @@ from engine.scheduler.sampling_rows import ROW, is_plain, need_sampler, sampling
 
 NOBODY = np.empty(0, np.int32)
 FROM_DEVICE = -1  # input token of a decode row: the last one sampled into its slot
+ALL_FROM_DEVICE = np.full(MAX_SLOTS, FROM_DEVICE, np.int32)
 
 
 class SchedulerState:
@@ -39,7 +41,7 @@ class SchedulerState:
         self.length = np.zeros(n, np.int32)  # tokens: prompt, and output with what planned steps will sample
         self.cached = np.zeros(n, np.int32)  # tokens whose KV is written, or will be by planned steps
         self.prefill_length = np.zeros(n, np.int32)  # tokens to prefill: the prompt, and what was produced before
-        self._input = np.full(n, FROM_DEVICE, np.int32)  # input token of the next decode when the host has to give it
+        self._inputs: dict[int, int] = {}  # by slot: input token of the next decode when the host has to give it
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
         self.prompt_length = np.zeros(n, np.int32)
         self.sampling = np.zeros(n, ROW)
@@ -77,7 +79,7 @@ class SchedulerState:
         decodes = request.cached == request.num_tokens - 1
         self._seat(request, slot, request.cached, request.cached if decodes else request.num_tokens)
         if decodes:
-            self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
+            self._inputs[slot] = request.output[-1] if request.output else int(request.prompt[-1])
         return slot
 
     def _seat(self, request: Request, slot: int, cached: int, prefill_length: int) -> None:
@@ -85,7 +87,7 @@ class SchedulerState:
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
         self.cached[slot], self.prefill_length[slot] = cached, prefill_length
-        self.length[slot], self._input[slot] = request.num_tokens, FROM_DEVICE
+        self.length[slot] = request.num_tokens
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
@@ -143,6 +145,7 @@ class SchedulerState:
         self._special.discard(request.slot)
         self.may_stop.discard(request.slot)
         self._prefilling.discard(request.slot)
+        self._inputs.pop(request.slot, None)
         request.slot = -1
 
     def preempt(self, slot: int, swap: bool = False) -> None:
@@ -187,9 +190,9 @@ class SchedulerState:
     def make_plan(self, decode: np.ndarray, prefills: list[Prefill]) -> Plan:
         """Packs a decision into a `Plan`. `decode`: slots whose last token's KV is written by this step; their pages
         are mapped already."""
-        positions, tokens = self.cached[decode], self._input[decode]
-        self.cached[decode] += 1
-        self._input[decode] = FROM_DEVICE
+        positions = self.cached[decode]
+        self.cached[decode] = positions + 1
+        tokens = self._input_tokens(decode) if self._inputs else ALL_FROM_DEVICE[: len(decode)]
         for prefill in prefills:
             self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
@@ -215,6 +218,10 @@ class SchedulerState:
         if not plan.empty:  # an empty one is never submitted
             self.step, self._preempted = plan.step, 0
         return plan
+
+    def _input_tokens(self, slots: np.ndarray) -> np.ndarray:
+        """What decode rows read, int32 [n]."""
+        return np.array([self._inputs.pop(slot, FROM_DEVICE) for slot in slots.tolist()], np.int32)
 
     def _streams(self, decode: np.ndarray, prefills: list[Prefill]) -> tuple[Stream, ...]:
         return self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32))
