@@ -15,11 +15,12 @@ from engine.errors import ConfigError
 from engine.executor import distributed
 from engine.executor.jax_executor import JaxExecutor
 from engine.executor.memory_plan import MemoryPlan, make_memory_plan
+from engine.extension import FORMS
 from engine.memory.host import HostTier
 from engine.memory.store import KVStore
 from engine.memory.stores import make_store
 from engine.models import hf_config, llama, orbax_weights, tensors, weights
-from engine.presets import PRESETS
+from engine.presets import PRESETS, find_model, is_model_spec
 from engine.tokenizer import Tokenizer, load_tokenizer
 from pallas_kernels import KVSpec
 
@@ -137,14 +138,15 @@ def _load(model: ModelConfig, source: Path | None, mesh: jax.sharding.Mesh, conf
 def _resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Path | None, Tokenizer | None]:
     """Model configuration, checkpoint directory (None: random weights) and tokenizer."""
     path = Path(path_or_preset)
-    if path_or_preset in PRESETS:
-        model, source, tokenizer = PRESETS[path_or_preset], None, None
+    if is_model_spec(path_or_preset):
+        model, source, tokenizer = find_model(path_or_preset), None, None
     elif path.exists():
         read = orbax_weights.read_model if orbax_weights.is_orbax(path) else hf_config.read_config
         model, source, tokenizer = read(path), path, load_tokenizer(path)
     else:
         raise ConfigError(
-            f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}"
+            f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}, "
+            f"or {FORMS}"
         )
     return (model.replace(dtype=config.dtype) if config.dtype else model), source, tokenizer
 
