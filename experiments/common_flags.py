@@ -85,7 +85,11 @@ class _JsonSerializer(flags.ArgumentSerializer):
         return json.dumps(value)
 
 
-MODEL = flags.DEFINE_string("model", None, "A Hugging Face directory, or a preset name (random weights from --seed).")
+MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "A Hugging Face directory, or a preset name (random weights from --seed); --model_spec takes a shape of your own.",
+)
 MODEL_SPEC = flags.DEFINE_string(
     "model_spec",
     None,
@@ -200,7 +204,7 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
 # What --help shows, besides the program's own; --helpfull shows all.
 KEY_FLAGS = (
-    MODEL, MODEL_SPEC, OUT, CONFIG, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
+    MODEL, OUT, CONFIG, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
     MAX_NUM_BATCHED_TOKENS, SEED,
 )  # fmt: skip
 
