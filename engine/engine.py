@@ -91,11 +91,11 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
-        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights; on a virtual
-        clock with `executor="sim"`.
+        """An engine for a Hugging Face or Orbax directory; or with seeded random weights for a preset, or for a
+        ModelConfig of your own: `package.module:Name` or `path/to/file.py:Name`. `executor="sim"`: on a virtual clock.
 
         Raises:
-          ConfigError: an unknown preset, or settings that do not fit the model or the machine.
+          ConfigError: an unknown model, or settings that do not fit it or the machine.
           WeightsError: a checkpoint that cannot be read; names the file and the tensor.
         """
         config = config or EngineConfig()

@@ -64,21 +64,25 @@ class SimExecutor:
     def _run_with_copies(self, plan: Plan, begin: float) -> float:
         """Runs a step whose copies, or earlier ones, are under way. Returns when it ends."""
         time = self.cost.step(work_of(plan))
-        payloads = defaultdict(list)
+        fetches, sends = defaultdict(list), defaultdict(list)
         layers = [time.layer] * time.num_layers
         for move in plan.all_moves:
             payload = Payload(len(move.pages) * self.page_bytes, move)
-            payloads[STEP_START if move.out else move.layer].append(payload)
-            if move.out:  # gathered before the first layer
-                begin += self.cost.page_copy_seconds(payload.num_bytes)
-            else:  # scattered before its layer
-                layers[move.layer] += self.cost.page_copy_seconds(payload.num_bytes)
-        sends = {STEP_START: payloads.pop(STEP_START, [])}
+            seconds = self.cost.page_copy_seconds(payload.num_bytes)
+            if not move.out:  # scattered before its layer
+                fetches[move.layer].append(payload)
+                layers[move.layer] += seconds
+            elif move.transient:  # gathered behind its layer
+                sends[move.layer].append(payload)
+                layers[move.layer] += seconds
+            else:  # gathered before the first layer
+                sends[STEP_START].append(payload)
+                begin += seconds
         collective = time.collective if self.cost.shares_host_link else 0.0
         times = run_layers(
             begin + time.embed,
             layers,
-            StepCopies(payloads, sends),
+            StepCopies(fetches, sends),
             self._in,
             self._out,
             self.prefetch_depth,
@@ -123,7 +127,10 @@ class SimExecutor:
     def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
         """Nothing is begun before a step is submitted, and nothing fails then."""
         now = self.clock.now()
-        return (*self._landed(), *(Copy(m.out, m.block, m.layer, False, 0, now, now, m.owners) for m in moves))
+        return (
+            *self._landed(),
+            *(Copy(m.out, m.block, m.layer, False, 0, now, now, m.owners, m.transient) for m in moves),
+        )
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Lets time pass until a copy has ended."""
@@ -147,7 +154,7 @@ class SimExecutor:
         now = self.clock.now()
         jobs = sorted((j for link in (self._in, self._out) for j in link.take_ended(now)), key=lambda job: job.end)
         return tuple(
-            Copy(m.out, m.block, m.layer, True, job.num_bytes, job.submitted, job.end, m.owners)
+            Copy(m.out, m.block, m.layer, True, job.num_bytes, job.submitted, job.end, m.owners, m.transient)
             for job in jobs
             for m in (job.tag,)
         )

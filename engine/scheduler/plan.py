@@ -62,8 +62,8 @@ class Plan:
 
     @property
     def all_moves(self) -> tuple[Move, ...]:
-        """`moves`, and what the streams fetch, in the order in which they were decided."""
-        return (*self.moves, *(move for stream in self.streams for move in stream.fetches))
+        """`moves`, and what the streams move, in the order in which they were decided."""
+        return (*self.moves, *(move for stream in self.streams for move in stream.moves))
 
     @property
     def empty(self) -> bool:
