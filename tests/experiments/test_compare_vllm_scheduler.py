@@ -1,4 +1,4 @@
-"""The comparison itself, without vLLM: our side against a schedule recorded from it, and what counts as a difference."""
+"""The comparison itself, without vLLM: our side against a schedule recorded from it, and what a difference is."""
 
 import dataclasses
 
