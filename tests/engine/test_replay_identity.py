@@ -240,7 +240,7 @@ def test_an_end_that_moves_is_found():
     at = max(i for i in range(stopped) if engine.recording[i].call == "collect")
     event = engine.recording[at]
     tokens = np.where(np.isin(event.answer.tokens, STOPS), 1, event.answer.tokens)
-    engine.recording[at] = replace(event, answer=replace(event.answer, tokens=tokens))
+    engine.recording[at] = replace(event, answer=event.answer._replace(tokens=tokens))
     with pytest.raises(Diverged, match="step"):
         setup.replay(engine.recording)
 
@@ -252,8 +252,8 @@ def test_a_copy_that_lands_later_is_found():
     at, later = next((i, j) for i, j in pairwise(results) if engine.recording[i].answer.copies)
     event, after = engine.recording[at], engine.recording[later]
     copies = event.answer.copies + after.answer.copies
-    engine.recording[at] = replace(event, answer=replace(event.answer, copies=()))
-    engine.recording[later] = replace(after, answer=replace(after.answer, copies=copies))
+    engine.recording[at] = replace(event, answer=event.answer._replace(copies=()))
+    engine.recording[later] = replace(after, answer=after.answer._replace(copies=copies))
     with pytest.raises(Diverged, match="step"):
         setup.replay(engine.recording)
 
