@@ -84,17 +84,18 @@ class Engine:
         self._arrivals = 0
         self._intake = Intake(model, store, memory.max_context, tokenizer, source)
         self._fast_forward = executor if isinstance(executor, FastForward) else None
+        self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
         self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
         self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
         self.reads_prompts = self._fast_forward is None  # a simulation only asks how long they are
 
     @classmethod
     def from_pretrained(cls, path_or_preset: str, config: EngineConfig | None = None) -> Engine:
-        """An engine for a Hugging Face or Orbax directory, or for a preset with seeded random weights; on a virtual
-        clock with `executor="sim"`.
+        """An engine for a Hugging Face or Orbax directory; or with seeded random weights for a preset, or for a
+        ModelConfig of your own: `package.module:Name` or `path/to/file.py:Name`. `executor="sim"`: on a virtual clock.
 
         Raises:
-          ConfigError: an unknown preset, or settings that do not fit the model or the machine.
+          ConfigError: an unknown model, or settings that do not fit it or the machine.
           WeightsError: a checkpoint that cannot be read; names the file and the tensor.
         """
         config = config or EngineConfig()
@@ -263,17 +264,15 @@ class Engine:
 
     def _repeated(self, plan: Plan, executor: FastForward) -> Plan:
         """The plan for as many steps as are like it, when the policy can tell and the executor can pass them."""
-        horizon = getattr(self.policy, "horizon", None)
-        limit = horizon(plan) if horizon else 1
+        limit = self._horizon(plan)
         count = executor.repeats(plan, limit, self.quiet_until) if limit > 1 else 1
         return repeated(self.state, plan, count) if count > 1 else plan
 
     def _pass_steps(self, step: InFlight) -> None:
         """Waits for all but the last of the steps that one plan stands for. They end no request."""
         assert self._fast_forward is not None
-        count, start = step.left - 1, self.clock.now()
-        ends = self._fast_forward.pass_steps(step.ticket, count)
-        times, tokens = ends.tolist(), [0] * count
+        count = step.left - 1
+        times, tokens = self._fast_forward.pass_steps(step.ticket, count), [0] * count
         listened = self.partial_outputs or bool(self._inboxes)
         for request, _ in step.rows:
             request.in_flight -= count
@@ -281,8 +280,6 @@ class Engine:
             request.token_times += times
             if listened:
                 self._hand_out(request, count, False)
-        result = StepResult(np.empty(0, np.int32), None, start, times[-1])
-        self._log(step, result, count * len(step.rows), 0, 0, count)
         step.passed += count
         self._steps_ahead -= count
 
@@ -334,7 +331,8 @@ class Engine:
                 self._hand_out(request, 1, bool(reason))
         if self.config.debug_checks:
             self.state.check()
-        self._log(step, result, num_tokens, num_finished, len(step.rows) - num_tokens)
+        num_late = len(step.rows) - num_tokens
+        self._log(step, result, num_tokens + step.passed * len(step.rows), num_finished, num_late)
 
     def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
         """What a row brought besides its token."""
@@ -350,9 +348,7 @@ class Engine:
             inbox = self._inboxes[request.id] if mine else self._unclaimed
             inbox.append(RequestOutput(request, num_new, finished, self.tokenizer))
 
-    def _log(
-        self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int, repeat: int = 1
-    ) -> None:
+    def _log(self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int) -> None:
         plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
         traffic: dict[str, Any] = {}
         for way, landed in (("out", True), ("in", False)) if copies else ():
@@ -361,8 +357,8 @@ class Engine:
             traffic[f"seconds_{way}"] = sum(c.end - c.start for c in moved)
         self.step_log.append(
             StepRecord(
-                step=plan.step + step.passed,
-                repeat=repeat,
+                step=plan.step,
+                repeat=plan.repeat,
                 start=result.start,
                 end=result.end,
                 num_tokens=num_tokens,

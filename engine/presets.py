@@ -1,12 +1,14 @@
-"""Named model shapes: the models of the two papers and their successors, and three small ones for a CPU.
+"""Named model shapes: the models of the two papers and their successors, three small ones for a CPU, and yours.
 
 Shapes are those of the published `config.json` files; yi-9b-32k is the vTensor paper's name for Yi-9B served to 32K.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from engine import extension
 from engine.config import ModelConfig, RopeConfig
 from engine.errors import ConfigError
 
@@ -73,3 +75,33 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"no model preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def is_model_spec(text: str) -> bool:
+    """Whether `text` names a shape, for random weights, rather than a checkpoint's directory."""
+    return text in PRESETS or (extension.is_external(text) and not Path(text).exists())
+
+
+def find_model(spec: str) -> ModelConfig:
+    """The shape behind `--model_spec`: a preset, or a ModelConfig from outside the tree, or what a function without
+    arguments from there returns.
+
+    Raises:
+      ConfigError: an unknown name (lists the known ones), code that fails, or one that is no model.
+    """
+    if spec in PRESETS:
+        return PRESETS[spec]
+    if not extension.is_external(spec):
+        raise ConfigError(f"model_spec {spec!r} is unknown; known: {', '.join(PRESETS)}, or {extension.FORMS}")
+    found = extension.load(spec, "model_spec")
+    try:
+        model = found() if callable(found) else found
+    except Exception as e:
+        why = " ".join(f"{type(e).__name__}: {e}".split())
+        raise ConfigError(f"model_spec {spec!r} fails when it is called without arguments: {why}") from e
+    if not isinstance(model, ModelConfig):
+        raise ConfigError(
+            f"model_spec {spec!r} is not a model: it needs a ModelConfig, or a function without arguments that returns "
+            "one"
+        )
+    return model

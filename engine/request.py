@@ -82,7 +82,7 @@ class Phase(enum.Enum):
     FINISHED = "finished"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """One request. Times are seconds on the engine's clock; None until they happen."""
 
@@ -112,10 +112,12 @@ class Request:
     logprobs: list[np.ndarray] = field(default_factory=list)  # device rows, see `engine.logprobs`
     text: OutputText | None = None  # decoded as it grows, for stop strings and streams
     info: dict[str, Any] = field(default_factory=dict)  # the workload's own columns
+    max_output: int = field(init=False)  # tokens it may produce
+    may_stop: bool = field(init=False)  # whether a token may end it before that
 
     def __post_init__(self):
-        self.max_output = self.max_length - len(self.prompt)  # tokens it may produce
-        self.may_stop = bool(self.stop_ids or self.text)  # whether a token may end it before that
+        self.max_output = self.max_length - len(self.prompt)
+        self.may_stop = bool(self.stop_ids or self.text)
 
     @property
     def num_tokens(self) -> int:

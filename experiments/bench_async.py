@@ -40,7 +40,7 @@ def run(engine, seed: int) -> tuple[float, float]:
 
 def main() -> int:
     """The program."""
-    name, config = common_flags.MODEL.value or "base-124m", common_flags.engine_config_from_flags()
+    name, config = common_flags.given_model() or "base-124m", common_flags.engine_config_from_flags()
     engines = {
         depth: common_flags.load_engine(name, dataclasses.replace(config, async_depth=depth)) for depth in (0, 1)
     }

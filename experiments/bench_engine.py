@@ -113,7 +113,7 @@ def sizes(name: str, values: Sequence[str]) -> list[int]:
 
 def main() -> int:
     """The program."""
-    name, config = common_flags.MODEL.value or DEFAULT_MODEL, common_flags.engine_config_from_flags()
+    name, config = common_flags.given_model() or DEFAULT_MODEL, common_flags.engine_config_from_flags()
     prompts, batches = sizes("prompts", PROMPTS.value), sizes("batches", BATCHES.value)
     out = common_flags.out_directory("bench_engine")
     out.mkdir(parents=True, exist_ok=True)

@@ -117,8 +117,8 @@ def main() -> int:
         results.append({
             "case": case, "requests": len(requests), "seconds": round(seconds, 3),
             "requests_per_s": round(len(requests) / seconds), "steps": steps.steps,
-            "steps_per_s": round(steps.steps / seconds), "plans": steps.plans, "simulated_s": round(progress.elapsed, 1),
-            "preempted": progress.num_preempted,
+            "steps_per_s": round(steps.steps / seconds), "plans": steps.plans,
+            "simulated_s": round(progress.elapsed, 1), "preempted": progress.num_preempted,
         })  # fmt: skip
         profiles[case] = shares(case, requests)
         print(f"{case} done", flush=True)

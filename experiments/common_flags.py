@@ -18,6 +18,7 @@ from absl import app, flags
 from engine.config import DTYPES, EXECUTORS, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
 from engine.config import LINK_SHARING as LINK_DISCIPLINES
 from engine.errors import ConfigError, FolioError
+from engine.presets import find_model
 from engine.scheduler.policy import find_policy
 
 if TYPE_CHECKING:
@@ -85,7 +86,17 @@ class _JsonSerializer(flags.ArgumentSerializer):
         return json.dumps(value)
 
 
-MODEL = flags.DEFINE_string("model", None, "A Hugging Face directory, or a preset name (random weights from --seed).")
+MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "A Hugging Face directory, or a preset name (random weights from --seed); --model_spec takes a shape of your own.",
+)
+MODEL_SPEC = flags.DEFINE_string(
+    "model_spec",
+    None,
+    "Instead of --model, random weights from --seed for a preset or your own ModelConfig: package.module:Name, "
+    "path/to/file.py:Name.",
+)
 OUT = flags.DEFINE_string("out", None, "Directory for results. Default: results/ and the program's name.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into --out even when an earlier run's results are there.")
 CONFIG = flags.DEFINE(
@@ -252,15 +263,32 @@ def own_values() -> dict[str, Any]:
     return {f.name: f.value for f in own_flags()}
 
 
-def required_model() -> str:
-    """--model, which has no default.
+def given_model() -> str | None:
+    """--model or --model_spec, whichever was given.
 
     Raises:
-      ConfigError: it was not given.
+      ConfigError: both were, or a --model_spec that names no model.
     """
-    if not MODEL.value:
-        raise ConfigError("--model is missing: a Hugging Face directory, or a preset such as base-124m")
-    return MODEL.value
+    if MODEL_SPEC.value is None:
+        return MODEL.value
+    if MODEL.value is not None:
+        raise ConfigError(f"--model={MODEL.value} and --model_spec={MODEL_SPEC.value}: give one of them")
+    find_model(MODEL_SPEC.value)
+    return MODEL_SPEC.value
+
+
+def required_model() -> str:
+    """`given_model`, which has no default.
+
+    Raises:
+      ConfigError: neither was given, or as `given_model`.
+    """
+    model = given_model()
+    if not model:
+        raise ConfigError(
+            "--model is missing: a Hugging Face directory, or a preset such as base-124m; --model_spec takes your own"
+        )
+    return model
 
 
 def out_directory(program: str) -> Path:
@@ -272,6 +300,8 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     """`Engine.from_pretrained`; imports JAX here, after the flags were found to be good."""
     from engine import Engine
 
+    if COORDINATOR.value and config.executor == "sim":
+        raise ConfigError(f"--coordinator={COORDINATOR.value} shares real devices: leave it out with --executor=sim")
     if COORDINATOR.value:
         from engine.executor import distributed
 

@@ -192,7 +192,7 @@ def draw(points: Sequence[Point], stem: Path) -> str | None:
 
 def main() -> int:
     """The program."""
-    name, config = common_flags.MODEL.value or DEFAULT_MODEL, common_flags.engine_config_from_flags()
+    name, config = common_flags.given_model() or DEFAULT_MODEL, common_flags.engine_config_from_flags()
     workloads.build(spec(WORKLOAD.value, 1.0))  # a bad spec or file is found out before anything slow starts
     out = claim(common_flags.out_directory("demo"), overwrite=True)
     start = time.monotonic()

@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from engine.config import to_dict
-from engine.presets import PRESETS
+from engine.presets import is_model_spec
 from experiments import common_flags
 
 if TYPE_CHECKING:
     from engine import Engine
 
 # Hashed elsewhere (model, workload; config is part of the engine's settings), or not a setting.
-NOT_SETTINGS = ("model", "workload", "config", "out", "overwrite", "timeline", "profile_dir")
+NOT_SETTINGS = ("model", "model_spec", "workload", "config", "out", "overwrite", "timeline", "profile_dir")
 HASHING_THREADS = 4
 
 
@@ -37,7 +37,7 @@ def hashes(engine: Engine) -> dict[str, str | None]:
     params = getattr(engine.executor, "params", None)
     if params is None:
         weights = None
-    elif engine.source in PRESETS:
+    elif is_model_spec(engine.source):
         weights = f"random:seed={engine.config.seed},model={model_hash}"
     else:
         weights = weights_hash(params)

@@ -6,8 +6,8 @@ are kept by number of tokens, so a step is a few additions, whatever the batch a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ from engine.costmodel.tables import ATTENTION, OpTables
 from engine.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
+class StepWork(NamedTuple):
     """What a step computes, as far as its time depends on it."""
 
     num_decode: int = 0  # decode rows
@@ -41,8 +40,7 @@ class StepWork:
     num_sampled: int = 0  # rows through the LM head
 
 
-@dataclass(frozen=True, slots=True)
-class StepTime:
+class StepTime(NamedTuple):
     """Seconds of a step, in the order in which they pass."""
 
     host: float  # overhead per step

@@ -101,12 +101,15 @@ class JaxExecutor:
         layers = zip(self.params["layers"], self._layer_index, self._windows, strict=True)
         for number, (weights, index, window) in enumerate(layers):
             self._land(incoming, number)
+            stream = streams.get(number)
             for i, batch in enumerate(batches):
                 layer = self.programs.layer(batch.bucket)
-                parked = self._parked(batch, streams.get(number))
+                parked = self._parked(batch, stream)
                 self._kv, xs[i] = layer(
                     weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window, parked
                 )
+            if stream is not None and stream.regather is not None:  # before the next layer takes the transient pages
+                cast(Transfers, self.transfers).send(self._kv, stream.regather, self._transient)
         logits, logprobs = [], []
         for x, batch, p in zip(xs, batches, packed, strict=True):
             known = self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else (None, None)

@@ -169,8 +169,6 @@ class Link:
             self._settle_first()
         if self._sharing:
             self._service += (at - self._last) * self.bytes_per_second / len(self._sharing)
-        else:
-            self._service = 0.0  # keeps its precision over long runs
         self._last = at
         heapq.heappush(self._sharing, (self._service + job.num_bytes, self._num_jobs, job))
 
@@ -184,7 +182,7 @@ class Link:
 
     def _leaves(self, last: float, service: float, finish: float, sharing: int) -> float:
         """Link time at which virtual service reaches `finish`; from `last` on, `sharing` copies share the link."""
-        return last + max(0.0, finish - service) * sharing / self.bytes_per_second
+        return last + (finish - service) * sharing / self.bytes_per_second
 
     def _end(self, leaves: float, job: Job, after: float) -> float:
         """When a copy ends that leaves at a link time. Rounding never lets it end early, or out of order."""

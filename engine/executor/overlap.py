@@ -54,9 +54,10 @@ def run_layers(
     A layer's turn comes when the layer before has ended, the first one's at `start`. Then the fetches of all layers up
     to `prefetch_depth` ahead are submitted, as far as they are not yet, and the layer waits for its own: the order of
     `JaxExecutor._land`, with transient buffers for depth + 1 layers. (A host that dispatches ahead of its device and
-    has memory for all that lands is `prefetch_depth = L`.) Sends never delay the step. On a `FifoLink`, deeper prefetch
-    and faster layers or links never make a step slower; on a `Link` they can: what begins sooner takes its share from
-    what is needed first.
+    has memory for all that lands is `prefetch_depth = L`.) Sends never delay the step.
+
+    On a `FifoLink`, deeper prefetch, faster layers and better links never make a step slower. On a `Link`, deeper
+    prefetch, faster layers and less latency can: a fetch that begins sooner takes its share from those needed before.
 
     Args:
       start: seconds on the engine's clock; the links know of nothing later.

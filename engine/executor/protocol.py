@@ -48,6 +48,6 @@ class FastForward(Protocol):
         were planned by itself. At least 1: `plan` has been planned."""
         ...
 
-    def pass_steps(self, ticket: Any, count: int) -> np.ndarray:
-        """Waits for the next `count` steps of a ticket, not the last one. When they ended, float64 [count]."""
+    def pass_steps(self, ticket: Any, count: int) -> list[float]:
+        """Waits for the next `count` steps of a ticket, not the last one. When they ended, [count]."""
         ...

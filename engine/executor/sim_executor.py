@@ -27,7 +27,7 @@ class Ticket:
 
     plan: Plan
     start: float  # seconds on the clock: submitted, and the step before it ended
-    ends: np.ndarray  # float64 [repeat]
+    ends: list[float]  # [repeat]
     passed: int = 0  # steps that have been collected
 
 
@@ -53,32 +53,36 @@ class SimExecutor:
         now = self.clock.now()
         start, begin = max(now, self._free), max(now + self.cost.host, self._free)
         if plan.repeat > 1:
-            ends = self._ahead[: plan.repeat]
+            ends = self._ahead[: plan.repeat].tolist()
         elif plan.moves or plan.streams or self._copying:
-            ends = np.array([self._run_with_copies(plan, begin)])
+            ends = [self._run_with_copies(plan, begin)]
         else:
-            ends = np.array([begin + self.cost.step(work_of(plan)).device])
-        self._free = float(ends[-1])
+            ends = [begin + self.cost.step(work_of(plan)).device]
+        self._free = ends[-1]
         return Ticket(plan, start, ends)
 
     def _run_with_copies(self, plan: Plan, begin: float) -> float:
         """Runs a step whose copies, or earlier ones, are under way. Returns when it ends."""
         time = self.cost.step(work_of(plan))
-        payloads = defaultdict(list)
+        fetches, sends = defaultdict(list), defaultdict(list)
         layers = [time.layer] * time.num_layers
         for move in plan.all_moves:
             payload = Payload(len(move.pages) * self.page_bytes, move)
-            payloads[STEP_START if move.out else move.layer].append(payload)
-            if move.out:  # gathered before the first layer
-                begin += self.cost.page_copy_seconds(payload.num_bytes)
-            else:  # scattered before its layer
-                layers[move.layer] += self.cost.page_copy_seconds(payload.num_bytes)
-        sends = {STEP_START: payloads.pop(STEP_START, [])}
+            seconds = self.cost.page_copy_seconds(payload.num_bytes)
+            if not move.out:  # scattered before its layer
+                fetches[move.layer].append(payload)
+                layers[move.layer] += seconds
+            elif move.transient:  # gathered behind its layer
+                sends[move.layer].append(payload)
+                layers[move.layer] += seconds
+            else:  # gathered before the first layer
+                sends[STEP_START].append(payload)
+                begin += seconds
         collective = time.collective if self.cost.shares_host_link else 0.0
         times = run_layers(
             begin + time.embed,
             layers,
-            StepCopies(payloads, sends),
+            StepCopies(fetches, sends),
             self._in,
             self._out,
             self.prefetch_depth,
@@ -88,13 +92,12 @@ class SimExecutor:
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Lets time pass until the ticket's last step has ended."""
-        end = float(ticket.ends[-1])
+        end = ticket.ends[-1]
         self.clock.wait_until(end)
-        start = ticket.start if len(ticket.ends) == 1 else float(ticket.ends[-2])
         tokens = np.zeros(ticket.plan.num_sampled, np.int32)
         if ticket.plan.forced is not None:
             tokens = np.maximum(ticket.plan.forced, 0)
-        return StepResult(tokens, None, start, end, copies=self._landed() if self._copying else ())
+        return StepResult(tokens, None, ticket.start, end, copies=self._landed() if self._copying else ())
 
     def repeats(self, plan: Plan, limit: int, until: float) -> int:
         """See `FastForward`. A step is planned when the one `depth` + 1 before it has ended."""
@@ -114,17 +117,20 @@ class SimExecutor:
         self._ahead = ends
         return min(count, early + (int(ends.searchsorted(until)) if early > depth else 0))
 
-    def pass_steps(self, ticket: Ticket, count: int) -> np.ndarray:
+    def pass_steps(self, ticket: Ticket, count: int) -> list[float]:
         """See `FastForward`."""
         ends = ticket.ends[ticket.passed : ticket.passed + count]
         ticket.passed += count
-        self.clock.wait_until(float(ends[-1]))
+        self.clock.wait_until(ends[-1])
         return ends
 
     def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
         """Nothing is begun before a step is submitted, and nothing fails then."""
         now = self.clock.now()
-        return (*self._landed(), *(Copy(m.out, m.block, m.layer, False, 0, now, now, m.owners) for m in moves))
+        return (
+            *self._landed(),
+            *(Copy(m.out, m.block, m.layer, False, 0, now, now, m.owners, m.transient) for m in moves),
+        )
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Lets time pass until a copy has ended."""
@@ -148,7 +154,7 @@ class SimExecutor:
         now = self.clock.now()
         jobs = sorted((j for link in (self._in, self._out) for j in link.take_ended(now)), key=lambda job: job.end)
         return tuple(
-            Copy(m.out, m.block, m.layer, True, job.num_bytes, job.submitted, job.end, m.owners)
+            Copy(m.out, m.block, m.layer, True, job.num_bytes, job.submitted, job.end, m.owners, m.transient)
             for job in jobs
             for m in (job.tag,)
         )
@@ -157,7 +163,9 @@ class SimExecutor:
 def work_of(plan: Plan) -> StepWork:
     """What a plan computes, as far as its time depends on it."""
     positions, num = plan.decode_positions, len(plan.decode_positions)
-    kv, longest = (int(positions.sum()) + num, int(positions.max()) + 1) if num else (0, 0)
+    kv, longest = (int(np.add.reduce(positions)) + num, int(np.maximum.reduce(positions)) + 1) if num else (0, 0)
+    if not plan.prefills:
+        return StepWork(num, kv, longest, (), num)
     return StepWork(num, kv, longest, tuple((p.start, len(p.tokens)) for p in plan.prefills), plan.num_sampled)
 
 

@@ -58,7 +58,7 @@ class Transfer:
     def copy(self) -> Copy:
         """The copy, once it has ended."""
         m = self.move
-        return Copy(m.out, m.block, m.layer, self.ok, self.num_bytes, self.start, self.end, m.owners)
+        return Copy(m.out, m.block, m.layer, self.ok, self.num_bytes, self.start, self.end, m.owners, m.transient)
 
 
 class Lane:
@@ -139,12 +139,13 @@ class Transfers:
             if id(move) not in begun:
                 self._fail(move, "the step failed")
 
-    def send(self, kv: KVArena, move: Move) -> None:
-        """Gathers a block and starts its copy to the host. It may wait for staging memory, never for the copy."""
+    def send(self, kv: KVArena, move: Move, first: int = 0) -> None:
+        """Gathers a block, its pages counted from `first`, and starts its copy to the host. It may wait for staging
+        memory, never for the copy."""
         num_bytes = len(move.pages) * self.page_bytes
         self._out.make_room(num_bytes, self.staging_bytes)
         try:
-            gathered = [self._gather(kv, jnp.asarray(p)) for p in pieces(move.pages)]
+            gathered = [self._gather(kv, jnp.asarray(p)) for p in pieces(move.pages + np.int32(first))]
             arrays = jax.device_put(gathered, self._pinned)
         except Exception as error:
             self._fail(move, error)

@@ -18,7 +18,7 @@ class Move:
     layer: int
     pages: np.ndarray  # int32 [n] on the device: page i of the block comes from it, or goes there; -1 = not wanted
     owners: tuple[Owner, ...] = ()  # of pages that come back
-    transient: bool = False  # pages count from the first transient page
+    transient: bool = False  # pages count from the first transient page: streamed in, or regathered from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Copy:
     start: float
     end: float
     owners: tuple[Owner, ...] = ()  # the move's
+    transient: bool = False  # the move's
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,9 @@ class Stream:
     layer: int
     rows: np.ndarray  # int32 [n, 4]: slot, a, b, transient start: pages [a, b) of the slot lie there, one after another
     fetches: tuple[Move, ...]  # transient
+    regather: Move | None = None  # out: once fetched, the same pages leave again in one block, for later steps to fetch
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The fetches, then the regather if there is one."""
+        return self.fetches if self.regather is None else (*self.fetches, self.regather)

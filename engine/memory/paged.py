@@ -79,11 +79,11 @@ class PagedStore(SlotStore):
         if len(slots) == 1:
             return self._grow_one(slots.item(), lengths.item())
         lacking = self.lacking(slots, lengths)
-        total = int(lacking.sum())
+        total = int(np.add.reduce(lacking))
         if total == 0:
             return
         ids = self.pool.allocate(total).reshape(-1, total)
-        some, at = np.flatnonzero(lacking), 0
+        some, at = lacking.nonzero()[0], 0
         if total == len(some):
             return self._map_one_each(slots[some], ids)
         for slot, pages in zip(slots[some].tolist(), lacking[some].tolist(), strict=True):

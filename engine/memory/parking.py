@@ -9,6 +9,7 @@ them streamed into transient pages, and its rows carry (a, b, transient start) i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -18,6 +19,12 @@ from engine.memory.moves import Copy, Move, Stream
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
 from engine.memory.slots import NOT_WANTED
+
+# A step that fetches a layer in more blocks than this regathers it. Each block costs a dispatch however small it is (60
+# us, as much as a small layer's program), and whole blocks are fetched, dead pages too. Parking makes one block per
+# (step, layer), so from one regather to the next at least 8 steps fetch the layer: its bytes out are an eighth of those
+# streamed in, in the direction that decoding leaves idle.
+MAX_BLOCKS_PER_FETCH = 8
 
 
 class ParkingStore(PagedStore):
@@ -99,7 +106,8 @@ class ParkingStore(PagedStore):
             size = sizes[some, layer]
             start = np.cumsum(size) - size
             rows = np.column_stack([slots[some], ranges[some, layer], start]).astype(np.int32)
-            streams.append(Stream(layer, rows, self._fetches(layer, rows)))
+            fetches = self._fetches(layer, rows)
+            streams.append(Stream(layer, rows, fetches, self._regather(layer, rows, len(fetches))))
         return tuple(streams)
 
     def transient_need(self, slots: np.ndarray) -> int:
@@ -122,6 +130,16 @@ class ParkingStore(PagedStore):
         for block in wanted:
             self.tier.begin_fetch(block)
         return tuple(Move(False, i, layer, pages, tuple(owners[i]), transient=True) for i, pages in wanted.items())
+
+    def _regather(self, layer: int, rows: np.ndarray, num_blocks: int) -> Move | None:
+        """Has the pages of a stream that took too many blocks leave again in one, from the transient pages where they
+        are next to each other now. The step itself fetches the pieces; those that come after the copy has landed fetch
+        the new block, and the pieces die with their last reader. None: few enough, one is on its way, or no room."""
+        total = int((rows[:, 2] - rows[:, 1]).sum())
+        if num_blocks <= MAX_BLOCKS_PER_FETCH or self.tier.regathering(layer) or not self.tier.fits(total):
+            return None
+        parts = [(cast(Owner, self._owners[slot]), a, b) for slot, a, b, _ in rows.tolist()]
+        return Move(True, self.tier.regather(layer, parts), layer, np.arange(total, dtype=np.int32), transient=True)
 
     def _covered(self, owner: Owner, layer: int) -> int:
         """Pages of a layer that are on the host or on their way: [0, n)."""

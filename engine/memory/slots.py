@@ -71,6 +71,10 @@ class SlotStore(ABC):
         """Pages of each layer that these sequences need and do not map for these lengths, int [n]."""
         return np.maximum(self.pages_for(lengths) - self.mapped[slots], 0)
 
+    def holds(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether these sequences lack nothing for these lengths."""
+        return not np.count_nonzero(self.pages_for(lengths) > self.mapped[slots])
+
     def streams(self, slots: np.ndarray) -> tuple[Stream, ...]:
         """How a step over sequences `slots` reads pages that are not on the device: here all are."""
         return ()

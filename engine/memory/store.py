@@ -60,6 +60,10 @@ class KVStore(Protocol):
         """Pages of each layer that these sequences need and do not map for these lengths, int [n]."""
         ...
 
+    def holds(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether these sequences lack nothing for these lengths."""
+        ...
+
     def can_grow(self, slots: np.ndarray, lengths: np.ndarray) -> bool:
         """Whether all these sequences can grow to these lengths together."""
         ...

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
-from engine.presets import PRESETS
+from engine.extension import FORMS
+from engine.presets import PRESETS, find_model, is_model_spec
 from engine.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -18,8 +19,8 @@ def resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Pat
       WeightsError: a directory whose configuration cannot be read.
     """
     path = Path(path_or_preset)
-    if path_or_preset in PRESETS:
-        model, source, tokenizer = PRESETS[path_or_preset], None, None
+    if is_model_spec(path_or_preset):
+        model, source, tokenizer = find_model(path_or_preset), None, None
     elif path.exists():
         from engine.models import hf_config, orbax_weights
 
@@ -27,6 +28,7 @@ def resolve(path_or_preset: str, config: EngineConfig) -> tuple[ModelConfig, Pat
         model, source, tokenizer = read(path), path, load_tokenizer(path)
     else:
         raise ConfigError(
-            f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}"
+            f"model {path_or_preset!r} is neither a directory nor a preset; presets: {', '.join(sorted(PRESETS))}, "
+            f"or {FORMS}"
         )
     return (model.replace(dtype=config.dtype) if config.dtype else model), source, tokenizer

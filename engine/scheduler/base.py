@@ -46,7 +46,7 @@ class BasePolicy:
         while True:
             slots, counts = wanted()
             lengths = state.cached[slots] + counts
-            if not np.count_nonzero(state.store.lacking(slots, lengths)):
+            if state.store.holds(slots, lengths):
                 return (slots, counts), num_preempted
             if state.store.can_grow(slots, lengths):
                 state.store.grow(slots, lengths)

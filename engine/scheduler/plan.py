@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,26 +37,33 @@ class Plan:
     num_preempted: int = 0
     repeat: int = 1  # this and the next repeat - 1 steps are identical decodes (the virtual clock fast-forwards)
 
+    def repeated(self, repeat: int, deltas: np.ndarray) -> Plan:
+        """This plan of decodes for so many steps, with the table changes of all of them."""
+        rows = self.decode_slots, self.decode_tokens, self.decode_positions
+        return Plan(self.step, *rows, (), deltas, self.sampling, self.forced, repeat=repeat)
+
     @property
     def sampled_slots(self) -> np.ndarray:
         """Slots of the sampled rows, int32 [R]."""
+        if not self.prefills:
+            return self.decode_slots
         ends = [p.slot for p in self.prefills if p.samples]
         return np.concatenate([self.decode_slots, np.asarray(ends, np.int32)]) if ends else self.decode_slots
 
     @property
     def num_sampled(self) -> int:
         """R: sampled rows."""
-        return len(self.decode_slots) + sum(p.samples for p in self.prefills)
+        return len(self.decode_slots) + (sum(p.samples for p in self.prefills) if self.prefills else 0)
 
     @property
     def num_prefill_tokens(self) -> int:
         """Prompt tokens whose KV this step computes."""
-        return sum(len(p.tokens) for p in self.prefills)
+        return sum(len(p.tokens) for p in self.prefills) if self.prefills else 0
 
     @property
     def all_moves(self) -> tuple[Move, ...]:
-        """`moves`, and what the streams fetch, in the order in which they were decided."""
-        return (*self.moves, *(move for stream in self.streams for move in stream.fetches))
+        """`moves`, and what the streams move, in the order in which they were decided."""
+        return (*self.moves, *(move for stream in self.streams for move in stream.moves))
 
     @property
     def empty(self) -> bool:
@@ -63,8 +71,7 @@ class Plan:
         return not self.prefills and not len(self.decode_slots) and not self.moves
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What an executor gives back for a plan."""
 
     tokens: np.ndarray  # int32 [R], in the plan's order of sampled rows

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.config import MAX_SLOTS
 from engine.memory.moves import Stream
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
@@ -20,6 +21,7 @@ from engine.scheduler.sampling_rows import ROW, is_plain, need_sampler, sampling
 
 NOBODY = np.empty(0, np.int32)
 FROM_DEVICE = -1  # input token of a decode row: the last one sampled into its slot
+ALL_FROM_DEVICE = np.full(MAX_SLOTS, FROM_DEVICE, np.int32)
 
 
 class SchedulerState:
@@ -39,13 +41,15 @@ class SchedulerState:
         self.length = np.zeros(n, np.int32)  # tokens: prompt, and output with what planned steps will sample
         self.cached = np.zeros(n, np.int32)  # tokens whose KV is written, or will be by planned steps
         self.prefill_length = np.zeros(n, np.int32)  # tokens to prefill: the prompt, and what was produced before
-        self._input = np.full(n, FROM_DEVICE, np.int32)  # input token of the next decode when the host has to give it
+        self._inputs: dict[int, int] = {}  # by slot: input token of the next decode when the host has to give it
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
         self.prompt_length = np.zeros(n, np.int32)
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
         self.may_stop: set[int] = set()  # slots whose sequences a token may end before their limit
         self._special: set[int] = set()  # slots that are sampled or forced
+        self._prefilling: set[int] = set()  # slots with tokens left to prefill
+        self.tokens_left = 1  # until the first of the rows sampled last is at its limit; 0: some sequence may be there
         self.step = 0
         self._preempted = 0  # since the last plan
 
@@ -75,7 +79,7 @@ class SchedulerState:
         decodes = request.cached == request.num_tokens - 1
         self._seat(request, slot, request.cached, request.cached if decodes else request.num_tokens)
         if decodes:
-            self._input[slot] = request.output[-1] if request.output else int(request.prompt[-1])
+            self._inputs[slot] = request.output[-1] if request.output else int(request.prompt[-1])
         return slot
 
     def _seat(self, request: Request, slot: int, cached: int, prefill_length: int) -> None:
@@ -83,10 +87,12 @@ class SchedulerState:
         self.requests[slot] = request
         self.running = np.append(self.running, np.int32(slot))
         self.cached[slot], self.prefill_length[slot] = cached, prefill_length
-        self.length[slot], self._input[slot] = request.num_tokens, FROM_DEVICE
+        self.length[slot] = request.num_tokens
         self.prompt_length[slot] = len(request.prompt)
         self.limit[slot] = request.max_length
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
+        if cached < prefill_length:
+            self._prefilling.add(slot)
         if not is_plain(request):
             self._special.add(slot)
         if request.may_stop:
@@ -103,12 +109,16 @@ class SchedulerState:
     def unfinished(self) -> np.ndarray:
         """Running sequences with tokens left to compute: all but those that reach their limit with the tokens that
         steps in flight will bring. Slots, oldest admission first."""
-        return self.running[self.length[self.running] < self.limit[self.running]]
+        if self.tokens_left:
+            return self.running
+        slots = self.running[self.length[self.running] < self.limit[self.running]]
+        self.tokens_left = int(len(slots) == len(self.running))
+        return slots
 
     def decodable(self) -> np.ndarray:
         """Unfinished sequences that are prefilled. Slots, oldest admission first."""
         slots = self.unfinished()
-        return slots[self.cached[slots] >= self.prefill_length[slots]]
+        return slots[self.cached[slots] >= self.prefill_length[slots]] if self._prefilling else slots
 
     def victim(self, slots: np.ndarray) -> int:
         """Which of these sequences is preempted first: the one that would be last in the queue."""
@@ -134,6 +144,8 @@ class SchedulerState:
         self.requests[request.slot] = None
         self._special.discard(request.slot)
         self.may_stop.discard(request.slot)
+        self._prefilling.discard(request.slot)
+        self._inputs.pop(request.slot, None)
         request.slot = -1
 
     def preempt(self, slot: int, swap: bool = False) -> None:
@@ -178,15 +190,18 @@ class SchedulerState:
     def make_plan(self, decode: np.ndarray, prefills: list[Prefill]) -> Plan:
         """Packs a decision into a `Plan`. `decode`: slots whose last token's KV is written by this step; their pages
         are mapped already."""
-        positions, tokens = self.cached[decode], self._input[decode]
-        self.cached[decode] += 1
-        self._input[decode] = FROM_DEVICE
+        positions = self.cached[decode]
+        self.cached[decode] = positions + 1
+        tokens = self._input_tokens(decode) if self._inputs else ALL_FROM_DEVICE[: len(decode)]
         for prefill in prefills:
             self.cached[prefill.slot] += len(prefill.tokens)
         ends = [p.slot for p in prefills if p.samples]
+        self._prefilling.difference_update(ends)
         rows = np.concatenate([decode, np.asarray(ends, np.int32)]) if ends else decode
         sampling, forced = self._special_rows(rows) if self._special else (None, None)
-        self.length[rows] += 1
+        self.length[rows] = length = self.length[rows] + 1
+        if len(rows) and self.tokens_left:
+            self.tokens_left = int(np.minimum.reduce(self.limit[rows] - length))
         plan = Plan(
             step=self.step + 1,
             decode_slots=decode,
@@ -203,6 +218,10 @@ class SchedulerState:
         if not plan.empty:  # an empty one is never submitted
             self.step, self._preempted = plan.step, 0
         return plan
+
+    def _input_tokens(self, slots: np.ndarray) -> np.ndarray:
+        """What decode rows read, int32 [n]."""
+        return np.array([self._inputs.pop(slot, FROM_DEVICE) for slot in slots.tolist()], np.int32)
 
     def _streams(self, decode: np.ndarray, prefills: list[Prefill]) -> tuple[Stream, ...]:
         return self.store.streams(np.concatenate([decode, [p.slot for p in prefills]]).astype(np.int32))

@@ -28,11 +28,11 @@ class VllmV0(BasePolicy):
 
     def plan(self, now: float) -> Plan:
         """Prefills if anything waiting can be admitted, else decodes all running sequences."""
-        prefills = [] if self.state.swapped else self._admit()
+        prefills = self._admit() if self.state.waiting and not self.state.swapped else []
         if prefills:
             return self.state.make_plan(NOBODY, prefills)
         (decode, _), num_preempted = self.make_room(self._next_tokens)
-        while not num_preempted and (slot := self.swap_in()) is not None:
+        while self.state.swapped and not num_preempted and (slot := self.swap_in()) is not None:
             decode = np.append(decode, np.int32(slot))
         return self.state.make_plan(decode, [])
 

@@ -79,9 +79,10 @@ class PatternExecutor:
         self.begun: list[Move] = []  # of the last step submitted
         self.plans: list[Plan] = []
         self.progress = 0  # steps collected and copies reported
+        self.regathered = 0  # blocks that landed
 
     def submit(self, plan: Plan) -> Ticket:
-        """Copies out; table; then for each layer copies in, writes, reads."""
+        """Copies out; table; then for each layer copies in, writes, reads, and what is regathered leaves."""
         self.begun = []
         self._maybe_fail("submit")
         self.plans.append(plan)
@@ -102,6 +103,9 @@ class PatternExecutor:
                 self._write(layer, row, ok)
             parked = {row[0]: row[1:] for s in plan.streams if s.layer == layer for row in s.rows.tolist()}
             good = [self._read(layer, row, parked.get(row.slot)) and ok for row, ok in zip(rows, good, strict=True)]
+            for stream in plan.streams:
+                if stream.layer == layer and stream.regather:
+                    self._send(stream.regather)
         self._sample(plan, rows, good)
         start, self.clock.time = self.clock.time, self.clock.time + 1
         return Ticket(plan, self.last_tokens.copy(), start)
@@ -153,7 +157,8 @@ class PatternExecutor:
 
     def _end(self, move: Move, ok: bool) -> None:
         num_bytes, now = len(move.pages) * PAGE_BYTES * ok, self.clock.time
-        self.ended.append(Copy(move.out, move.block, move.layer, ok, num_bytes, now, now, move.owners))
+        self.regathered += ok and move.out and move.transient
+        self.ended.append(Copy(move.out, move.block, move.layer, ok, num_bytes, now, now, move.owners, move.transient))
 
     def _report(self) -> tuple[Copy, ...]:
         copies, self.ended = tuple(self.ended), []
@@ -170,9 +175,10 @@ class PatternExecutor:
         return True
 
     def _send(self, move: Move) -> None:
-        assert (move.pages > 0).all() and move.block not in self.blocks, "a block is written once"
+        pages = move.pages + (self.transient if move.transient else 0)
+        assert (pages > 0).all() and move.block not in self.blocks, "a block is written once"
         if self._start(move):
-            self.blocks[move.block] = self.arena[move.pages]
+            self.blocks[move.block] = self.arena[pages]
 
     def _fetch(self, move: Move) -> None:
         assert all(move.block != m.block for m in self.lanes[True]), "a block is fetched before it has landed"

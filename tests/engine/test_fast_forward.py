@@ -60,7 +60,8 @@ def outcome(engine, requests, fast: bool):
     steps = [(r.step + i, r.num_decode) for r in log.records for i in range(r.repeat)]
     engine.state.check()
     assert engine.store.num_mapped_pages == 0
-    last = dataclasses.replace(log.records[-1], repeat=1)
+    assert sum(r.num_tokens for r in log.records) == sum(r.output_len for r in requests)
+    last = dataclasses.replace(log.records[-1], step=0, repeat=1, start=0.0, num_tokens=0)
     return {m.arrival: m for m in progress.completed}, steps, last, len(log.records)
 
 

@@ -1,6 +1,7 @@
 """The lessons of `test_lessons.py` that need the real executor: programs, lanes, pinned memory, a paced link."""
 
 import gc
+import pickle
 import threading
 import time
 import weakref
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from engine.executor import transfers
+from engine.errors import OutOfPages
+from engine.executor import distributed, transfers
 from engine.request import SamplingParams
 from tests.engine.test_fuzz import CompileCount
 from tests.engine.tiny import NARROW, WIDE, prompts, tiny_engine
@@ -191,6 +193,44 @@ def test_copies_that_fail_cost_work_and_no_token(monkeypatch, undisturbed, out, 
     assert calls["seen"] >= 2
     assert sum(not c.ok for r in engine.step_log for c in r.copies) == 1
     drained(engine)
+
+
+def test_lesson_14_decisions_are_made_once(monkeypatch):
+    """14. Ranks disagreed about whether an allocation had succeeded; one skipped a collective, and all hung. Here one
+    process decides, and the others run its calls (`distributed.LeadingExecutor`): allocations that fail, preemptions
+    and an abort there leave the same KV, page table and tokens everywhere, although the others have no store at all."""
+    engine, other = (tiny_engine(NARROW, num_pages=8, max_num_seqs=3, deterministic=True) for _ in range(2))
+    follower, calls = other.executor, []
+
+    def send(message):
+        name, args = pickle.loads(pickle.dumps(message))
+        calls.append(name)
+        getattr(follower, name)(*args)
+
+    monkeypatch.setattr(distributed, "send", send)
+    engine.executor.__class__ = distributed.LeadingExecutor
+    allocate, allocations, failed = engine.store.pool.allocate, [], []
+
+    def failing(counts):
+        allocations.append(counts)
+        if len(allocations) in (2, 7, 13):
+            raise OutOfPages("injected")
+        return allocate(counts)
+
+    monkeypatch.setattr(engine.store.pool, "allocate", failing)
+    requests = [engine._live[engine.add_request(p, PARAMS)] for p in prompts(LENGTHS)]
+    while engine.has_work():
+        try:
+            engine.step()
+        except OutOfPages:
+            failed.append(len(calls))
+        if len(calls) > 20:
+            engine.abort(requests[1].id)
+    assert len(failed) == 3 and sum(r.num_preemptions for r in requests) > 3 and "submit" in calls
+    for name in ("_kv", "_table", "_last_tokens"):
+        ours, theirs = (jax.tree.leaves(getattr(executor, name)) for executor in (engine.executor, follower))
+        assert all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(ours, theirs, strict=True))
+    assert all(r.finish_reason == ("abort" if r is requests[1] else "length") for r in requests)
 
 
 def test_an_idle_lane_holds_no_memory():

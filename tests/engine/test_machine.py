@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 from engine.errors import OutOfPages
+from engine.memory import parking
 from engine.request import Phase, SamplingParams
 from engine.scheduler.policy import names
 from tests.engine.events import PARAMS, PROMPTS, event
@@ -46,9 +47,12 @@ class EngineMachine(RuleBasedStateMachine):
         num_slots=st.integers(3, 6),
         watermark=st.sampled_from([0.0, 0.1]),
         budget=st.sampled_from([8, 64]),
+        fetch_blocks=st.sampled_from([1, 8]),
     )
-    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget):
-        """An idle engine."""
+    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget, fetch_blocks):
+        """An idle engine, which regathers a layer that takes more than `fetch_blocks` blocks."""
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(parking, "MAX_BLOCKS_PER_FETCH", fetch_blocks)
         page_size, pages = POOLS[chunk]
         self.engine = engine = pattern_engine(
             pages,
@@ -244,6 +248,14 @@ class EngineMachine(RuleBasedStateMachine):
         """Without further trouble everybody is served soon, and nothing is left."""
         if not hasattr(self, "engine"):
             return
+        try:
+            self.serve_the_rest()
+        finally:
+            self.patch.undo()
+        self.seen["regathered"] += self.executor.regathered
+
+    def serve_the_rest(self):
+        """To the end."""
         self.executor.fail.clear()
         self.executor.fail_start, self.executor.wait_lands = {True: 0, False: 0}, (True, True)
         self.refusals = -1
@@ -279,5 +291,5 @@ def test_every_invariant_in_every_order(policy):
 def test_every_invariant_in_every_order_at_length(policy):
     """The same, over many more examples, other ones each time, with everything in them that can happen."""
     seen = run(policy, max_examples=300, stateful_step_count=80)
-    happened = ("preempted", "swapped out", "lost", "parked", "came home", "host tier full", "injected", *TROUBLE[:-1])
-    assert all(seen[what] >= 5 for what in [*happened, *("abort " + place for place in PLACES)]), seen
+    happened = ("preempted", "swapped out", "lost", "parked", "regathered", "came home", "host tier full", "injected")
+    assert all(seen[what] >= 5 for what in [*happened, *TROUBLE[:-1], *("abort " + p for p in PLACES)]), seen

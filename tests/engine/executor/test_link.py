@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from fractions import Fraction
 
 import pytest
@@ -248,6 +249,29 @@ def test_precise_after_hours(kind):
         )
         assert kind == "fifo" or len({job.end for job in jobs}) == 1
         assert all(job.end >= at + 7e-6 + size / rate for job in jobs)
+
+
+@pytest.mark.parametrize("rate, latency", [(0.3, 0.0), (7.7, 7e-6)])
+@pytest.mark.parametrize("kind", list(LINKS))
+def test_rounding_never_shows(kind, rate, latency):
+    """With many ends that differ by a rounding error or not at all: none is before the copy could end alone, before one
+    that was taken earlier, or in the past; and what is said to end at a time has ended then."""
+    rng, link, now, jobs, ended = random.Random(0), LINKS[kind](rate, latency), 0.0, [], []
+    for _ in range(3000):
+        now += rng.randint(0, 8) / rate
+        if rng.random() < 0.3:
+            link.hold(now, now + rng.randint(1, 4) / rate)
+        jobs += [link.submit(now, size) for size in rng.choices((1, 2, 3, 6), k=rng.randint(1, 2))]
+        assert link.next_completion >= now
+        while link.busy and rng.random() < 0.4:
+            now = link.next_completion
+            taken = link.take_ended(now)
+            assert taken and taken[-1].end == now
+            ended += taken
+    ended += link.take_ended(2 * now + 1e6)
+    assert len(ended) == len(jobs)
+    assert all(job.end >= job.submitted + latency + job.num_bytes / rate for job in jobs)
+    assert all(a.end <= b.end for a, b in itertools.pairwise(ended))
 
 
 @pytest.mark.parametrize(

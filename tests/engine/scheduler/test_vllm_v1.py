@@ -70,6 +70,20 @@ def test_one_that_cannot_grow_is_preempted_itself_when_it_is_the_last():
     assert t.run() == ["A+31 B+2", "A B+32", "A xB", "A", "B+33", "B+27", "B"]
 
 
+def test_under_priority_a_victims_tokens_go_to_the_first_that_can_use_them():
+    """3 pages, budget 4. B (31 tokens) is more urgent and comes behind A, which decodes: B's chunks take 3 tokens. When
+    B needs its second page A goes, and B takes 4 in that very step (vLLM: 3, cut before A went). A waits for 2 pages
+    until B's last token."""
+    t = v1(num_pages=3, budget=4, order="priority")
+    t.add("A", 15, 9, priority=1)
+    for _ in range(3):
+        t.engine.step()
+    t.add("B", 31, 2, priority=0)
+    chunks = ["A+3 B+1", *["A B+3"] * 5, "B+4 xA", "B+4", "B+4", "B+3", "B"]
+    again = ["A+4"] * 5 + ["A+1", "A", "A"]
+    assert t.run() == ["A+4"] * 3 + chunks + again
+
+
 def test_the_watermark_holds_for_admissions_beside_others_only():
     """10 pages, 2 kept: A alone may take 9; B (2 pages, 1 free) waits, C (1 page) too, behind B."""
     t = v1(num_pages=10, budget=4096, watermark=0.2)

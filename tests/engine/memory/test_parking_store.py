@@ -1,0 +1,255 @@
+"""The suite of `test_stores.py` with layers of running sequences parked on the host, in few pieces and in many."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
+
+from engine.errors import OutOfPages
+from engine.memory import parking
+from engine.memory.host import HostTier
+from engine.memory.moves import Copy
+from engine.memory.pages import PagePool
+from engine.memory.parking import MAX_BLOCKS_PER_FETCH, ParkingStore
+from tests.engine.memory.test_stores import HOST_PAGES, MARK, PAGES, SLOTS, StoreMachine
+
+
+class ParkingMachine(StoreMachine):
+    """Parks any written pages of any layer, reads them through the transient pages, and brings layers home."""
+
+    seen: Counter  # what happened, over all examples
+
+    def __init__(self):
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+
+    def make_store(self, chunk, layers, size, host):
+        return ParkingStore(PagePool(30 * chunk, layers, chunk), SLOTS, size, PAGES * size, host, SLOTS * PAGES)
+
+    @initialize(limit=st.sampled_from([1, 2, 3]))
+    def choose_when_to_regather(self, limit):
+        self.patch.setattr(parking, "MAX_BLOCKS_PER_FETCH", limit)
+        self.limit = limit
+
+    def teardown(self):
+        self.patch.undo()
+
+    @precondition(lambda self: self.open_)
+    @rule(data=st.data(), rounds=st.sampled_from([4, 1]))
+    def park(self, data, rounds):
+        """Pages leave, some of these sequences' at a time."""
+        layer = data.draw(st.integers(0, self.layers - 1))
+        for _ in range(rounds):
+            self.step(data.draw(st.randoms()))
+            while self.copies and data.draw(st.sampled_from([True, True, True, False])):
+                self.one_copy_ends(data, ok=True)
+            self.park_some(data, layer)
+
+    def park_some(self, data, layer: int) -> None:
+        slots = data.draw(st.lists(st.sampled_from(sorted(self.open_)), unique=True, min_size=1))
+        ends = [min(self.written[s], int(self.sent[s, layer]) + data.draw(st.sampled_from([1, 2, 0]))) for s in slots]
+        leaving = [(s, e) for s, e in zip(slots, ends, strict=True) if s not in self.arriving]
+        total = sum(max(0, e - int(self.sent[s, layer])) for s, e in leaving)
+        args = layer, slots, [self.open_[s][0] for s in slots], ends
+        if self.host.used + total > HOST_PAGES * self.layers:
+            return self.refuses(self.store.park, *args)
+        assert self.store.park(*args) == total
+        for slot, end in leaving:
+            self.sent[slot, layer] = max(end, self.sent[slot, layer])
+        self.seen["parked"] += total > 0
+
+    @precondition(lambda self: any(self.sent[slot].any() for slot in self.open_))
+    @rule(data=st.data())
+    def bring_home(self, data):
+        places = [(s, i) for s in sorted(self.open_) for i in range(self.layers) if self.sent[s, i]]
+        slot, layer = data.draw(st.sampled_from(places))
+        parked = int(self.store.parked[slot, layer, 1])
+        if parked < self.sent[slot, layer]:
+            with pytest.raises(RuntimeError, match="still leaving"):
+                self.store.bring_home(slot, layer)
+        elif not self.store.pool.fits(parked * np.eye(self.layers, dtype=int)[layer]):
+            self.refuses(self.store.bring_home, slot, layer)
+        else:
+            self.store.bring_home(slot, layer)
+            self.sent[slot, layer] = 0
+            self.arriving.add(slot)
+            self.seen["came home"] += 1
+
+    def which_ends(self, data):
+        """The oldest of one direction: what left first has landed first."""
+        out = data.draw(st.sampled_from(sorted({copy.out for copy in self.copies})))
+        index = next(i for i, copy in enumerate(self.copies) if copy.out == out)
+        self.seen["regathered"] += out and self.copies[index].transient
+        return index
+
+    def on_device(self, slot):
+        on_device = np.ones_like(super().on_device(slot))
+        for layer, (a, b) in enumerate(self.store.parked[slot].tolist()):
+            assert a == 0 and b <= self.sent[slot, layer]
+            on_device[layer, a:b] = False
+        return on_device
+
+    def streamed(self):
+        slots = sorted(self.open_)
+        found = {s: np.zeros((self.layers, self.pages_of(self.open_[s][1])), MARK) for s in slots}
+        under_way = {copy.layer for copy in self.copies if copy.out and copy.transient}
+        for stream in self.store.streams(np.array(slots, np.int32)):
+            transient = np.zeros(self.store.transient_pages, MARK)
+            for move in stream.fetches:
+                assert move.block in self.landed and move.layer == stream.layer
+                wanted = move.pages >= 0
+                transient[move.pages[wanted]] = self.blocks[move.block][wanted]
+                self.begin(move)
+            for slot, a, b, start in stream.rows.tolist():
+                found[slot][stream.layer, a:b] = transient[start : start + b - a]
+            self.regather(stream, transient, stream.layer in under_way)
+        return found
+
+    def regather(self, stream, transient, under_way: bool) -> None:
+        """Exactly when many blocks were fetched, none is on its way and there is room."""
+        move, many = stream.regather, len(stream.fetches) > self.limit
+        if move is None:
+            total = int((stream.rows[:, 2] - stream.rows[:, 1]).sum())
+            assert not many or under_way or self.host.used + total > self.host.capacity
+            return
+        assert many and not under_way and move.out and move.transient and move.layer == stream.layer
+        self.blocks[move.block] = transient[move.pages]
+        self.begin(move)
+
+
+def test_any_order_of_everything():
+    """With everything in it that this machine adds."""
+    machine = type("Machine", (ParkingMachine,), {"seen": Counter()})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=120, stateful_step_count=50, deadline=None, derandomize=True)
+    )
+    assert machine.seen["regathered"] and machine.seen["came home"], machine.seen
+
+
+def in_pieces(num_pieces: int, host_pages: int = 100, others: int = 0) -> ParkingStore:
+    """A sequence "a" of 40 pages in one layer, the first of them parked one by one, all landed; and so many others with
+    one page parked each."""
+    store = ParkingStore(PagePool(64, 1), 4, 16, 640, HostTier(host_pages), transient_pages=64)
+    store.open(640)
+    for end in range(1, num_pieces + 1):
+        store.park(0, [0], ["a"], [end])
+    for name in "bcd"[:others]:
+        slot = store.open(32)
+        store.park(0, [slot], [name], [1])
+    for move in store.take_moves():
+        ended(store, move)
+    return store
+
+
+def ended(store: ParkingStore, move, ok: bool = True) -> list[str]:
+    """A copy of one layer ends."""
+    return store.copied(Copy(move.out, move.block, 0, ok, 0, 0.0, 0.0, move.owners, move.transient))
+
+
+def stream(store: ParkingStore, slots=(0,)):
+    """The stream of a step over these slots, its fetches done."""
+    (found,) = store.streams(np.array(slots, np.int32))
+    for move in found.fetches:
+        ended(store, move)
+    store.check()
+    return found
+
+
+@pytest.mark.parametrize("num_pieces, others, regathered", [(8, 0, False), (9, 0, True), (5, 3, False), (6, 3, True)])
+def test_more_than_eight_blocks_are_put_together(num_pieces, others, regathered):
+    """However many sequences they belong to. Once the new block has landed, the layer is one fetch, and the pieces are
+    gone: the host holds each page once again."""
+    assert MAX_BLOCKS_PER_FETCH == 8
+    store, slots = in_pieces(num_pieces, others=others), range(1 + others)
+    held, first = store.num_host_pages, stream(store, slots)
+    assert len(first.fetches) == num_pieces + others and (first.regather is not None) == regathered
+    if not regathered:
+        return
+    assert first.regather.pages.tolist() == list(range(num_pieces + others))
+    assert store.num_host_pages == 2 * held
+    again = stream(store, slots)
+    assert len(again.fetches) == num_pieces + others and again.regather is None, "one at a time"
+    assert ended(store, first.regather) == []
+    store.check()
+    assert store.num_host_pages == held and len(store.take_freed_blocks()) == num_pieces + others
+    (fetch,) = stream(store, slots).fetches
+    assert fetch.block == first.regather.block and fetch.pages.tolist() == list(range(num_pieces + others))
+
+
+def test_pieces_that_leave_meanwhile_come_after_the_new_block():
+    """A layer goes on leaving while it is regathered."""
+    store = in_pieces(9)
+    regather = stream(store).regather
+    store.park(0, [0], ["a"], [11])
+    (late,) = store.take_moves()
+    ended(store, regather)
+    assert [(e.start, e.end) for e in store.tier.extents("a", 0)] == [(0, 9), (9, 11)]
+    assert len(stream(store).fetches) == 1
+    ended(store, late)
+    assert [move.block for move in stream(store).fetches] == [regather.block, late.block]
+
+
+def test_a_regather_that_fails_loses_nothing():
+    """The pieces stay, and the next step tries again."""
+    store = in_pieces(9)
+    regather, held = stream(store).regather, store.num_host_pages
+    assert ended(store, regather, ok=False) == []
+    store.check()
+    assert store.num_host_pages == held - 9 and store.take_freed_blocks() == (regather.block,)
+    again = stream(store)
+    assert len(again.fetches) == 9 and again.regather is not None
+
+
+def test_without_room_on_the_host_the_pieces_stay():
+    """The cap holds: 9 pages are there, 9 more must fit."""
+    assert stream(in_pieces(9, host_pages=17)).regather is None
+    assert stream(in_pieces(9, host_pages=18)).regather is not None
+
+
+@pytest.mark.parametrize("end", ["close", "bring_home", "swap_out"])
+def test_a_sequence_that_goes_takes_its_share_of_a_regather_with_it(end):
+    """Its pages in the block under way are nobody's; those of the other sequence stay."""
+    store = in_pieces(8, others=1)
+    regather = stream(store, (0, 1)).regather
+    if end == "close":
+        store.close(0)
+    elif end == "bring_home":
+        store.bring_home(0, 0)
+    else:
+        store.swap_out(0, "a")
+    for move in store.take_moves():
+        ended(store, move)
+    store.check()
+    ended(store, regather)
+    store.check()
+    assert [e.block for e in store.tier.extents("b", 0)] == [regather.block]
+    if end == "swap_out":
+        assert [e.start for e in store.tier.extents("a", 0)] == [0, 8]
+        slot = store.swap_in("a", 640)
+        moves = [move for move in store.take_moves() if not move.out]
+        assert len(moves) == 2 and sorted(p for m in moves for p in m.pages if p >= 0) == sorted(
+            store.pages(slot)[0].tolist()
+        )
+    else:
+        assert not store.tier.holds("a")
+    store.close(1)
+    assert not store.tier.holds("b")
+
+
+def test_a_name_used_again_is_another_sequence():
+    """ "a" ends while its pages are regathered, and a new "a" is parked before the copy lands."""
+    store = in_pieces(9)
+    regather = stream(store).regather
+    store.close(0)
+    slot = store.open(64)
+    store.park(0, [slot], ["a"], [2])
+    (move,) = store.take_moves()
+    ended(store, regather)
+    ended(store, move)
+    assert [e.block for e in store.tier.extents("a", 0)] == [move.block] and store.num_host_pages == 2
+    with pytest.raises(OutOfPages):
+        store.tier.regather(0, [("a", 0, 99)])
+    store.check()
