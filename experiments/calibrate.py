@@ -66,15 +66,15 @@ def measure_steps(engine: Engine, seconds: float, rng: np.random.Generator, othe
     timer, buckets = StepTimer(engine), timed_buckets(engine)
     points = [point for of in buckets.values() for point in of]
     timed = time_rounds(timer, points, seconds, rng, others)
-    if timed.accepted:
-        logging.warning("%d of %d points were never timed while others were quiet", timed.accepted, len(points))
+    if timed.others > others.limit:
+        logging.warning("other processes took %.0f%% of the CPUs meanwhile: steps are too long", 100 * timed.others)
     samples = timed.samples
     return {
         "settings": step_settings(engine.model_config, engine.config, engine.executor.packer),
         "host_us": measure_host(engine, timer, others),
         "rounds": timed.rounds,
-        "disturbed_groups": timed.disturbed,
-        "disturbed_points": timed.accepted,
+        "others": rounded(timed.others),
+        "dropped": timed.dropped,
         "buckets": [bucket_entry({p: samples[p] for p in of}, bucket, engine) for bucket, of in buckets.items()],
     }
 
@@ -196,7 +196,12 @@ def main() -> int:
     spread = float(np.median([row[-1] for row in rows]))
     print(f"the roofline is {error:.0%} off the measured steps; their median spread is {spread:.0%}")
     line = {"bench": "calibrate", "model": model, "file": str(out), "rounds": steps["rounds"], "points": len(rows)}
-    line |= {"median_spread": rounded(spread), "roofline_mape": rounded(error), "host_us": steps["host_us"]["0"]}
+    line |= {
+        "others": steps["others"],
+        "median_spread": rounded(spread),
+        "roofline_mape": rounded(error),
+        "host_us": steps["host_us"]["0"],
+    }
     print(json.dumps(line))
     return 0
 

@@ -25,13 +25,15 @@ class Others:
 
     def __init__(self, limit: float, patience: float):
         self.limit, self.patience = limit, patience
+        self.last = 0.0  # what `share` said last
         self._last = _now()
 
     def share(self) -> float:
         """Of all CPUs since the last call, in [0, 1]."""
         (wall, own, busy), self._last = self._last, _now()
         wall, own, busy = (new - old for new, old in zip(self._last, (wall, own, busy), strict=True))
-        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else 0.0
+        self.last = max(0.0, busy - own) / (wall * (os.cpu_count() or 1)) if wall > 0 else 0.0
+        return self.last
 
     def disturb(self) -> bool:
         """Whether they took more than they may since the last call. If they did, and there is patience, sleeps until

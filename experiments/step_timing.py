@@ -170,21 +170,19 @@ class Timed:
 
     samples: dict[Point, Samples]
     rounds: int = 0
-    disturbed: int = 0  # times that others were not quiet and what was measured meanwhile was dropped
-    accepted: int = 0  # points for which disturbed samples had to do
+    others: float = 0.0  # mean share of the CPUs that others took while these were measured
+    dropped: int = 0  # groups of steps that they disturbed
 
 
 def time_rounds(
     timer: StepTimer, points: Sequence[Point], seconds: float, rng: np.random.Generator, others: Others
 ) -> Timed:
-    """Rounds of all points, at least two, until so much undisturbed time has been measured, or twice as much and all
-    patience has gone. What compiles comes before."""
+    """Rounds of all points until so much time has been measured, at least two. What compiles comes before. Steps that
+    others disturb are dropped and timed again, as long as there is patience."""
     for point in points:
         timer.time(point, 1)
-    found = Timed({point: Samples() for point in points})
-    dropped: dict[Point, Samples] = {point: Samples() for point in points}
-    quiet, end = 0.0, time.perf_counter() + 2 * seconds + others.patience
-    while found.rounds < 2 or (quiet < seconds and time.perf_counter() < end):
+    found, spent, taken = Timed({point: Samples() for point in points}), 0.0, 0.0
+    while found.rounds < 2 or spent < seconds:
         order = [points[i] for i in rng.permutation(len(points))]
         while order:
             others.share()
@@ -192,18 +190,16 @@ def time_rounds(
             while order and time.perf_counter() - start < GROUP:
                 point = order.pop()
                 group.append((point, timer.time(point, 1 if point.prefills else DECODES)))
-            calm = others.share() <= others.limit or others.patience <= 0
+            wall = time.perf_counter() - start
+            if others.disturb():
+                found.dropped += 1
+                order += [point for point, _ in group]
+                continue
             for point, times in group:
-                (found.samples if calm else dropped)[point].seconds += times
-            quiet += calm * (time.perf_counter() - start)
-            if not calm:
-                found.disturbed += 1
-                others.wait()
+                found.samples[point].seconds += times
+            spent, taken = spent + wall, taken + wall * others.last
         found.rounds += 1
-    for point, samples in found.samples.items():
-        if len(samples.seconds) < 2:
-            samples.seconds += dropped[point].seconds
-            found.accepted += 1
+    found.others = taken / spent
     return found
 
 
