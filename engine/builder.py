@@ -90,10 +90,8 @@ def assemble(
     clock, kind = WallClock(), distributed.LeadingExecutor if jax.process_count() > 1 else JaxExecutor
     store, executor = _executor(kind, model, params, config, mesh, spec, memory, clock)
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
-    if memory.context_note:
-        logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
-    if memory.slots_note:
-        logging.warning("max_num_seqs is %d: %s", memory.num_slots, memory.slots_note)
+    for line in memory.warnings():
+        logging.warning("%s", line)
     if config.precompile:
         engine.warmup()
     return engine

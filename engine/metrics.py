@@ -33,6 +33,7 @@ class RequestMetrics:
     e2e_s: float | None  # finished - t0
     max_gap_s: float | None  # largest of itl_s: stalls that hide in a TPOT
     num_preemptions: int
+    num_swaps: int = 0  # of the preemptions, those that moved its KV to the host; after the others it was recomputed
 
     @classmethod
     def from_request(cls, request: Request) -> RequestMetrics:
@@ -55,6 +56,7 @@ class RequestMetrics:
             e2e_s=None if request.finished is None else request.finished - t0,
             max_gap_s=max(gaps, default=None),
             num_preemptions=request.num_preemptions,
+            num_swaps=request.num_swaps,
         )
 
 

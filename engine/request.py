@@ -108,6 +108,7 @@ class Request:
     scheduled: float | None = None  # when its first prefill was submitted
     finished: float | None = None
     num_preemptions: int = 0
+    num_swaps: int = 0  # preemptions that moved its KV to the host; the others dropped it
     logits: list[np.ndarray] = field(default_factory=list)  # float32 [V] per token, with capture_logits
     logprobs: list[np.ndarray] = field(default_factory=list)  # device rows, see `engine.logprobs`
     text: OutputText | None = None  # decoded as it grows, for stop strings and streams

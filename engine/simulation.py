@@ -60,6 +60,8 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     clock = VirtualClock()
     links = [make_link(config, profile) for _ in ("in", "out")]
     executor = SimExecutor(cost, config, clock, page_bytes * config.tensor, *links)
+    for line in memory.warnings():
+        logging.warning("%s", line)
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)

@@ -30,6 +30,7 @@ from experiments.measure import Side, Timing, our_side
 from experiments.peer import Peer
 from experiments.tables import format_table, rounded
 
+flags.declare_key_flag("out")
 BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Batch sizes.")
 PROMPTS = flags.DEFINE_list("prompts", ["128", "1024"], "Prompt lengths in tokens.")
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 32, "Tokens produced per sequence.", lower_bound=2)

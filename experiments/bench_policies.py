@@ -28,6 +28,8 @@ from experiments.tables import format_table, rounded
 from experiments.workloads import WorkloadRequest
 from experiments.workloads.frozen import workload_hash
 
+flags.declare_key_flag("out")
+flags.declare_key_flag("overwrite")
 ENGINES = flags.DEFINE_multi_string("engine", ["policy=vllm_v0"], "Settings of one engine, name=value,...; repeatable.")
 WORKLOADS = flags.DEFINE_multi_string("workload", ["azure-like:num=20"], "Workload spec; repeatable.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats.", lower_bound=1)

@@ -21,6 +21,9 @@ from absl import flags
 from experiments import common_flags
 from experiments.tables import format_table, rounded
 
+flags.declare_key_flag("dtype")
+flags.declare_key_flag("page_size")
+flags.declare_key_flag("staging_bytes")
 GIB = flags.DEFINE_float("gib", 1.0, "GiB moved each way.", lower_bound=0.001)
 LAYERS = flags.DEFINE_integer("layers", 12, "Blocks they are moved in.", lower_bound=1)
 HEADS = flags.DEFINE_integer("kv_heads", 4, "kv heads.", lower_bound=1)
@@ -105,4 +108,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main)
+    common_flags.run_main(main, engine=False)

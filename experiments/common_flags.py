@@ -183,7 +183,9 @@ TENSOR = flags.DEFINE_integer(
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of this process when others lend it their devices (experiments/follow.py)."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes that share the model, with --coordinator.")
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes that share the model, with --coordinator. Default: 2."
+)
 DTYPE = flags.DEFINE_enum("dtype", None, sorted(DTYPES), "Of weights, activations and KV. Default: the model's.")
 SEED = flags.DEFINE_integer("seed", DEFAULTS.seed, "Of random weights and of requests without a seed.")
 DETERMINISTIC = flags.DEFINE_bool(
@@ -217,9 +219,9 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
-# What --help shows, besides the program's own; --helpfull shows all.
+# What --help shows of them, besides the program's own; --helpfull shows all.
 KEY_FLAGS = (
-    MODEL, OUT, CONFIG, EXECUTOR, DEVICE, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
+    MODEL, CONFIG, EXECUTOR, DEVICE, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
     MAX_NUM_BATCHED_TOKENS, SEED,
 )  # fmt: skip
 
@@ -241,6 +243,8 @@ def engine_config_from_flags() -> EngineConfig:
                 fields.pop(name, None)
         fields.update(given)
     values["compilation_cache_dir"] = values.get("compilation_cache_dir", DEFAULTS.compilation_cache_dir) or None
+    if NUM_PROCESSES.value is not None and not COORDINATOR.value:
+        raise ConfigError(f"--num_processes={NUM_PROCESSES.value} needs --coordinator=HOST:PORT: where they meet")
     config = from_dict(EngineConfig, values, "--config")
     find_policy(config.scheduler.policy)
     for section, holders in ENGINE_FLAGS.items():
@@ -291,6 +295,11 @@ def required_model() -> str:
     return model
 
 
+def num_processes() -> int:
+    """--num_processes, or its default: unset it is not in flags.txt, where it would ask for a coordinator."""
+    return 2 if NUM_PROCESSES.value is None else NUM_PROCESSES.value
+
+
 def out_directory(program: str) -> Path:
     """--out, or results/<program>."""
     return Path(OUT.value or f"results/{program}")
@@ -303,17 +312,18 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     if COORDINATOR.value:
         from engine.executor import distributed
 
-        distributed.start(COORDINATOR.value, NUM_PROCESSES.value, process_id=0)
+        distributed.start(COORDINATOR.value, num_processes(), process_id=0)
     return Engine.from_pretrained(model, config)
 
 
-def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
+def run_main(main: Callable[..., int | None], *, takes: str = "", engine: bool = True) -> NoReturn:
     """Parses flags, runs `main()` and exits with what it returns.
 
     Args:
       main: takes no arguments; with `takes`, the list of positional ones.
-      takes: names the positional arguments of a program that reads runs instead of making one, such as `RUN ...`; it
-        has no flags of the engine in its `--help`.
+      takes: names the positional arguments of a program that has any, such as `RUN ...`.
+      engine: whether the program makes an engine of the flags. If not it declares those that it reads
+        (`flags.declare_key_flag`), and a flag that it would ignore is refused; `--out` and `--overwrite` in any case.
 
     Bad input (a flag, a file, a request: any FolioError) is one line on stderr and exit code 2. Ctrl-C is one line
     and exit code 130; what a program wrote before stays.
@@ -321,6 +331,7 @@ def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
 
     def guarded(argv: Sequence[str]) -> int:
         try:
+            _refuse_unread(engine)
             if takes:
                 return main(list(argv[1:])) or 0
             if len(argv) > 1:
@@ -331,10 +342,20 @@ def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
         except KeyboardInterrupt:
             return _complain("interrupted", EXIT_INTERRUPTED)
 
-    for holder in () if takes else KEY_FLAGS:
+    for holder in KEY_FLAGS if engine else ():
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
     app.run(guarded, flags_parser=_parse_flags)
     raise AssertionError("app.run always exits")
+
+
+def _refuse_unread(engine: bool) -> None:
+    """Raises ConfigError for a flag of this file that was given and that the program does not read."""
+    read = {f.name for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    if engine:
+        read |= {f.name for f in flags.FLAGS.flags_by_module_dict()[__name__]} - {OUT.name, OVERWRITE.name}
+    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        if flag.present and flag.name not in read:
+            raise ConfigError(f"--{flag.name} means nothing to this program (--help lists the flags)")
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -143,4 +143,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main, takes="RUN|FILE ...")
+    common_flags.run_main(main, takes="RUN|FILE ...", engine=False)

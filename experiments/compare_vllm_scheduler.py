@@ -30,6 +30,10 @@ from experiments import common_flags, peer_vllm, workloads
 from experiments.schedules import PAGE_SIZE, Arrival, Load, Step, VllmV1, difference, schedule
 from experiments.tables import format_table
 
+flags.declare_key_flag("out")
+flags.declare_key_flag("max_num_seqs")
+flags.declare_key_flag("max_num_batched_tokens")
+flags.declare_key_flag("order")
 VLLM_PATH = flags.DEFINE_string("vllm_path", None, "Directory in which a vLLM wheel was unpacked.")
 WORKLOADS = flags.DEFINE_multi_string("workload", [], "Workload spec; repeatable. Its token ids do not matter.")
 NUM_GPU_BLOCKS = flags.DEFINE_integer(
@@ -161,4 +165,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main)
+    common_flags.run_main(main, engine=False)

@@ -130,4 +130,4 @@ def main(runs: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main, takes="RUN ...")
+    common_flags.run_main(main, takes="RUN ...", engine=False)

@@ -36,6 +36,17 @@ class MemoryPlan:
     transient_buffers: int = 0  # that parked layers are streamed through
     staging: int = 0  # blocks on their way to and from the host
     host_cap: int = 0  # of the host tier, all devices together
+    host_note: str = ""  # what it can hold
+    link_note: str = ""  # why the link's pace means nothing; "" if it does
+
+    def warnings(self) -> list[str]:
+        """What is not as it was asked for, a line each."""
+        notes = (
+            (f"context is {self.max_context} tokens", self.context_note),
+            (f"max_num_seqs is {self.num_slots}", self.slots_note),
+            ("link_gbs has no effect", self.link_note),
+        )
+        return [f"{what}: {why}" for what, why in notes if why]
 
     def table(self) -> str:
         """The start-up memory table."""
@@ -46,7 +57,7 @@ class MemoryPlan:
             ("transient buffers", self.transient_buffers, "" if self.transient_buffers else "no layer is parked"),
             ("staging", self.staging, "at most, both directions" if self.host_cap else "no host tier"),
             ("activation peak", self.activation_peak, "estimate"),
-            ("host cap", self.host_cap, "pinned host memory" if self.host_cap else "no host tier"),
+            ("host cap", self.host_cap, f"pinned host memory, {self.host_note}" if self.host_cap else "no host tier"),
         ]
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
@@ -94,6 +105,7 @@ def make_memory_plan(
         slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
     arena = (pages + chunk) * page_bytes
     _check_room(arena, config, device)
+    host_note = _host_note(config, page_bytes * config.tensor, layers)
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
@@ -111,6 +123,8 @@ def make_memory_plan(
         transient_buffers=transient,
         staging=staging,
         host_cap=cache.host_bytes,
+        host_note=host_note,
+        link_note="there is no host tier to copy to, set host_bytes" if config.link_gbs and not host_note else "",
     )
 
 
@@ -130,6 +144,22 @@ def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
             f"a host tier of {host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
             "left: lower host_bytes"
         )
+
+
+def _host_note(config: EngineConfig, page_bytes: int, layers: int) -> str:
+    """Which sequences the host tier can take, "" without one. `page_bytes`: of a page, all devices together.
+
+    Raises:
+      ConfigError: none, and sequences are to be swapped there.
+    """
+    host_bytes, size = config.cache.host_bytes, config.cache.page_size
+    pages = host_bytes // page_bytes
+    if config.scheduler.preemption == "swap" and pages < layers:
+        raise ConfigError(
+            f"preemption=swap: host_bytes={host_bytes:,} holds {pages} pages and the shortest sequence takes {layers}, "
+            f"one in each layer: nothing could be swapped; raise host_bytes to {layers * page_bytes:,} at least"
+        )
+    return f"{pages:,} pages: sequences of up to {pages // layers * size:,} tokens" if host_bytes else ""
 
 
 def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int) -> tuple[int, str]:

@@ -38,6 +38,7 @@ def test_help_imports_no_jax_and_shows_what_people_use(program):
     )
     assert all((flag in process.stdout) == (program in PROGRAMS) for flag in ("--model", "--page_size")), process.stderr
     assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 28
+    assert ("\n  --out:" in process.stdout) == (program in ("serve", "bench_engine", "demo"))
     assert "HEAVY []" in process.stdout
 
 
@@ -139,7 +140,34 @@ ABSURD = {
     "--window=5:3": "the end must be after the start",
     "--profile_dir=/dev/null/x": "--profile_dir=/dev/null/x cannot be made",
     "extra": "unexpected argument 'extra'",
+    "--num_processes=3": "--num_processes=3 needs --coordinator=HOST:PORT",
 }
+
+
+UNREAD = {
+    "generate": ("--model=tiny-1m", "--prompt_ids=1", "--out=x"),
+    "follow": ("--coordinator=localhost:1", "--policy=vllm_v1"),
+    "convert_checkpoint": ("--hf=x", "--out=y", "--overwrite"),
+    "compare": ("a", "b", "--seed=1"),
+    "bench_engine": ("--overwrite",),
+}
+
+
+@pytest.mark.parametrize("program", UNREAD)
+def test_a_flag_that_the_program_would_ignore_is_refused(program):
+    unread = UNREAD[program][-1].partition("=")[0]
+    line = f"{program}: {unread} means nothing to this program (--help lists the flags)\n"
+    assert programs.run(program, *UNREAD[program])[::2] == (2, line)
+
+
+def test_a_flagfile_repeats_a_run_of_one_process(parsed, tmp_path):
+    """The number of processes is in flags.txt only when there was more than one."""
+    parsed()
+    common_flags.engine_config_from_flags()
+    assert "num_processes" not in flagfile_text()
+    parsed("--coordinator=localhost:1", "--tensor=2")
+    common_flags.engine_config_from_flags()
+    assert common_flags.num_processes() == 2
 
 
 def test_programs_that_serve_nothing_answer_in_one_line():
