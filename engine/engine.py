@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.clock import Clock
 from engine.config import EngineConfig, ModelConfig
-from engine.errors import RequestError
+from engine.errors import PolicyError, RequestError
 from engine.executor.protocol import Executor, FastForward
 from engine.intake import Intake, Prompt
 from engine.memory.moves import Copy
@@ -237,6 +237,9 @@ class Engine:
         """Plans and submits one step. False when there is nothing to run before a step in flight is collected."""
         unmapped = self.store.unmapped_pages() if self.config.poison else None
         plan = self.policy.plan(self.clock.now())
+        if not isinstance(plan, Plan):
+            policy = self.config.scheduler.policy
+            raise PolicyError(f"policy {policy!r}: plan must return what state.make_plan returns, got {plan!r}")
         if plan.empty:
             return False
         if self._fast_forward is not None and self.clock.now() < self.quiet_until:

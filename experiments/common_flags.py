@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, EXECUTORS, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
+from engine.config import DTYPES, EXECUTORS, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict, to_dict
 from engine.config import LINK_SHARING as LINK_DISCIPLINES
 from engine.errors import ConfigError, FolioError
 from engine.presets import find_model
@@ -235,13 +235,7 @@ def engine_config_from_flags() -> EngineConfig:
       ConfigError: a value that does not validate, or two that contradict.
     """
     values = copy.deepcopy(CONFIG.value) or {}
-    for section, holders in ENGINE_FLAGS.items():
-        given = {h.name: h.value for h in holders if h.present}
-        fields = values.setdefault(section, {}) if section else values
-        if any(name in given for name in POOL_SIZES):
-            for name in POOL_SIZES:
-                fields.pop(name, None)
-        fields.update(given)
+    _lay_over(values, {h.name: h.value for holders in ENGINE_FLAGS.values() for h in holders if h.present})
     values["compilation_cache_dir"] = values.get("compilation_cache_dir", DEFAULTS.compilation_cache_dir) or None
     if NUM_PROCESSES.value is not None and not COORDINATOR.value:
         raise ConfigError(f"--num_processes={NUM_PROCESSES.value} needs --coordinator=HOST:PORT: where they meet")
@@ -253,6 +247,42 @@ def engine_config_from_flags() -> EngineConfig:
             flags.FLAGS[holder.name].value = getattr(part, holder.name)
     flags.FLAGS[COMPILATION_CACHE_DIR.name].value = config.compilation_cache_dir or ""  # unset would be the default
     return config
+
+
+def laid_over(config: EngineConfig, text: str, where: str) -> EngineConfig:
+    """`config` under the settings in `text`, `name=value,...`, each named and written as its flag.
+
+    Args:
+      where: the flag that holds the text, for messages.
+
+    Raises:
+      ConfigError: a name that no flag of the engine has, a value that its flag would not take, or one that contradicts.
+    """
+    known, given = {h.name for holders in ENGINE_FLAGS.values() for h in holders}, {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        if name not in known or not value:
+            raise ConfigError(f"{where}={text}: {item!r} is not name=value of a flag of the engine (--helpfull)")
+        try:
+            given[name] = flags.FLAGS[name].parser.parse(value)
+        except ValueError as e:
+            raise ConfigError(f"{where}={text}: {name}: {e}") from None
+    values = to_dict(config)
+    _lay_over(values, given)
+    result = from_dict(EngineConfig, values, where)
+    find_policy(result.scheduler.policy)
+    return result
+
+
+def _lay_over(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Lays settings by flag name over those of an EngineConfig, nested; a size of the pool replaces another."""
+    for section, holders in ENGINE_FLAGS.items():
+        fields = values.setdefault(section, {}) if section else values
+        names = {h.name for h in holders} & given.keys()
+        if names & {*POOL_SIZES}:
+            for name in POOL_SIZES:
+                fields.pop(name, None)
+        fields.update({name: given[name] for name in names})
 
 
 def own_flags() -> list[flags.Flag]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,13 @@ COMPLETED = ("stop", "length")  # finish reasons of a request that ran to its en
 NOT_REPEATED = ("out", "overwrite", "profile_dir")  # a repeated run says where its own results go
 
 
-def claim(directory: Path, overwrite: bool) -> Path:
-    """Makes the directory of a run, before anything slow happens. Writes nothing in it yet.
+def claim(directory: Path, overwrite: bool, files: Sequence[str] = FILES) -> Path:
+    """Makes the directory of a run that writes `files`, before anything slow happens. Writes nothing in it yet.
 
     Raises:
       ConfigError: it holds an earlier run and `overwrite` is False, or it cannot be made.
     """
-    earlier = [name for name in FILES if (directory / name).exists()]
+    earlier = [name for name in files if (directory / name).exists()]
     if earlier and not overwrite:
         raise ConfigError(f"--out={directory} holds an earlier run ({earlier[0]}); name another, or --overwrite")
     try:

@@ -34,6 +34,13 @@ LENGTH = 8  # bytes of the length
 _in_call = False  # process 0: others are, or will be, running a program that needs this process
 
 
+def check_address(coordinator: str) -> None:
+    """Raises ConfigError for what is not `host:port`: JAX would end in an IndexError, or wait."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"coordinator {coordinator!r}: expected host:port of process 0, such as 10.0.0.1:1234")
+
+
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
     """Connects the processes; call it before anything else of JAX. When process 0 ends, so do the others.
 
@@ -41,8 +48,9 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
       coordinator: `host:port` of process 0, the same everywhere.
 
     Raises:
-      ConfigError: the numbers are wrong, or the processes do not find each other.
+      ConfigError: the address or the numbers are wrong, or the processes do not find each other.
     """
+    check_address(coordinator)
     if num_processes < 2 or not 0 <= process_id < num_processes:
         raise ConfigError(f"process {process_id} of {num_processes}: give num_processes >= 2 and ids below it")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,7 @@ def save(packed: Iterator[np.ndarray], cfg: ModelConfig, directory: Path) -> Non
             with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(directory / PARAMS / name, arrays)
         except Exception as e:  # tensorstore's errors are ValueErrors
-            raise OutputError(f"{directory / PARAMS / name}: cannot be written: {_first_line(e)}") from e
+            raise OutputError(f"{directory / PARAMS / name} cannot be written: {_reason(e)}") from e
     files = {str(p.relative_to(directory)): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()}
     write_whole(directory / MODEL, json.dumps({"model": to_dict(cfg), "files": files}, indent=1) + "\n")
 
@@ -153,11 +155,14 @@ def _restore(path: Path, abstract: Any) -> Any:
         with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path.absolute(), abstract)
     except Exception as e:  # Orbax raises what it likes, plain `Exception` included
-        raise WeightsError(f"{path}: cannot be restored: {_first_line(e)}") from e
+        raise WeightsError(f"{path}: cannot be restored: {_reason(e)}") from e
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _reason(error: Exception) -> str:
+    """What the system said, which tensorstore wraps in a page about itself; or how the page begins."""
+    text = str(error).strip()
+    system = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(system[1])) if system else text.split("\n")[0][:200] or type(error).__name__
 
 
 @contextlib.contextmanager

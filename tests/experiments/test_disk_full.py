@@ -52,6 +52,7 @@ def test_a_conversion_leaves_nothing(tmp_path, source):
         "convert_checkpoint", f"--{source}={tmp_path / source}", f"--out={tmp_path / 'new'}", max_file_bytes=300_000
     )
     check_one_line(code, stderr, "new")
+    assert stderr.endswith(" cannot be written: File too large\n")  # and nothing of tensorstore's report
     assert sorted(tmp_path.iterdir()) == before
 
 
