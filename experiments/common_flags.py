@@ -342,6 +342,7 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     if COORDINATOR.value:
         from engine.executor import distributed
 
+        distributed.check(config, num_processes())
         distributed.start(COORDINATOR.value, num_processes(), process_id=0)
     return Engine.from_pretrained(model, config)
 

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from engine.config import next_power_of_two
+from engine.config import EngineConfig, next_power_of_two
 from engine.errors import ConfigError, FolioError
 from engine.executor.jax_executor import JaxExecutor
 
@@ -39,6 +39,25 @@ def check_address(coordinator: str) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ConfigError(f"coordinator {coordinator!r}: expected host:port of process 0, such as 10.0.0.1:1234")
+
+
+def check(config: EngineConfig, num_processes: int) -> None:
+    """What so many processes cannot do, found out before they wait for each other.
+
+    Raises:
+      ConfigError: a simulation, a host tier, or a process without a device of its own; on CPU each has one.
+    """
+    alone = "works in one process: run without a coordinator"
+    if config.executor == "sim":
+        raise ConfigError(f"executor=sim {alone}")
+    if config.cache.host_bytes:
+        raise ConfigError(f"host_bytes={config.cache.host_bytes}: a host tier {alone}, or set host_bytes=0")
+    if config.tensor < num_processes:
+        raise ConfigError(
+            f"tensor={config.tensor}: {num_processes} processes have a device each at least; use them all"
+        )
+    if jax.config.values["jax_platforms"] == "cpu" and config.tensor > num_processes:
+        raise ConfigError(f"tensor={config.tensor}: on CPU {num_processes} processes have {num_processes} devices")
 
 
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
