@@ -219,10 +219,10 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
-# What --help shows of them, besides the program's own; --helpfull shows all.
+# What --help shows of them, besides the program's own; --helpfull shows all. In bold in README.md.
 KEY_FLAGS = (
-    MODEL, CONFIG, EXECUTOR, DEVICE, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
-    MAX_NUM_BATCHED_TOKENS, SEED,
+    MODEL, CONFIG, EXECUTOR, DEVICE, POLICY, PREEMPTION, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE,
+    MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, SEED,
 )  # fmt: skip
 
 

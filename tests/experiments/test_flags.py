@@ -1,5 +1,6 @@
 """Protects the command line: help without JAX, absurd flags as one line and exit code 2, flags reaching the config."""
 
+import re
 import sys
 
 import pytest
@@ -40,6 +41,15 @@ def test_help_imports_no_jax_and_shows_what_people_use(program):
     assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 28
     assert ("\n  --out:" in process.stdout) == (program in ("serve", "bench_engine", "demo"))
     assert "HEAVY []" in process.stdout
+
+
+def test_readme_says_which_flags_help_shows():
+    """Bold in its table are those, no more and no less; the others exist."""
+    table = re.findall(r"^\| ([*`][^|]*--[^|]*) \|", (programs.ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    bold = re.findall(r"\*\*`--(\w+)`\*\*", " ".join(table))
+    assert sorted(bold) == sorted(holder.name for holder in common_flags.KEY_FLAGS)
+    named = re.findall(r"`--(\w+)`", " ".join(table))
+    assert len(named) == len({*named}) > 25 and all(name in flags.FLAGS for name in named)
 
 
 def test_defaults_are_the_engines_own(parsed):
