@@ -1,5 +1,5 @@
-"""What a result depends on besides the configuration: versions, device, host, commit, command line. Imports no JAX
-unless the program already did."""
+"""What a result depends on besides the configuration: versions, device, host, commit, command line, and files from
+outside the tree. Imports no JAX unless the program already did."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from engine import extension
 
 PACKAGES = ("folio", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "absl-py", "tokenizers")
 
@@ -23,6 +25,7 @@ def describe() -> dict[str, Any]:
         "device": _device(),
         "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
         "commit": commit(),
+        "sources": extension.sources(),  # of policies, workloads, models and devices that the commit does not hold
     }
 
 
