@@ -39,7 +39,9 @@ def commit(root: Path = Path(__file__).parents[1]) -> dict[str, Any] | None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10)
+        # Reading only: `status` would refresh the index, and leave its lock behind when the disk is full.
+        command = ["git", "--no-optional-locks", "-C", root, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

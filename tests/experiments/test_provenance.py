@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from engine import extension
 from engine.costmodel.device import load_device
 from engine.scheduler.policy import find_policy
+from experiments.environment import commit
 from experiments.provenance import digest, weights_hash
 from tests.engine.costmodel.device_files import device_file, write
 from tests.experiments import programs
@@ -44,6 +47,20 @@ def test_any_difference_shows(changes):
 def test_digest_ignores_the_order_of_keys_only():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
+
+
+def test_the_commit_is_read_without_touching_the_repository(tmp_path):
+    """A run on a full disk would leave the lock of the index behind."""
+    git = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x"]
+    (tmp_path / "code.py").write_text("1\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    os.utime(tmp_path / "code.py", (1, 1))  # the index does not know this time
+    before = (tmp_path / ".git/index").read_bytes()
+    found = commit(tmp_path)
+    assert found is not None and found["dirty"] is False and (tmp_path / ".git/index").read_bytes() == before
+    (tmp_path / "code.py").write_text("2\n")
+    assert commit(tmp_path) == found | {"dirty": True}
 
 
 # ---------------------------------------------------------------------------------------------- names from outside
