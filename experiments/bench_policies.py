@@ -21,6 +21,7 @@ from absl import flags
 
 from engine.config import CacheConfig, EngineConfig, SchedulerConfig, to_dict
 from engine.errors import ConfigError
+from engine.files import write_whole
 from engine.summary import Outcomes, Window, summarise
 from experiments import common_flags, environment, workloads
 from experiments.replay import Observer, StopFlag, replay, stop_on_signals
@@ -144,7 +145,7 @@ def main() -> int:
         print(format_table(["engine", *COLUMNS.values(), "ttft / first"], rows_of(source, specs, runs)))
     record = {"model": model, "workload_hashes": hashes, "engine": to_dict(config), **environment.describe()}
     record["runs"] = [{"workload": s, "engine": e, "summaries": r} for (s, e), r in runs.items()]
-    (out / "policies.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(out / "policies.json", json.dumps(record, indent=1) + "\n")
     means = {f"{s}|{e}": rounded(float(np.mean([x["mean_ttft_ms"] for x in r]))) for (s, e), r in runs.items()}
     print(json.dumps({"bench": "policies", "model": model, "repeats": complete, "mean_ttft_ms": means}))
     return 128 + 2 if stop.signal else 0

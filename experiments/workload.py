@@ -26,6 +26,7 @@ from pathlib import Path
 from absl import flags
 
 from engine.errors import ConfigError
+from engine.files import write_whole
 from engine.tokenizer import FILE, INSTALL, Tokenizer, load_tokenizer
 from experiments import common_flags, workload_exports, workloads
 from experiments.workload_exports import Export
@@ -86,10 +87,7 @@ def main() -> int:
         export = exported(requests, vocab_size)
         text, digest = export.text, export.workload_hash
         lost = workload_exports.left_out(requests, export, vocab_size)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"--out={path} cannot be written: {e.strerror}") from None
+    write_whole(path, text)
     for name, count in lost.items():
         print(f"left out: {name}, of {count} of {len(requests)} requests")
     print(f"{len(requests)} requests, sha256 {digest}, in {path}")

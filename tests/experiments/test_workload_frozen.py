@@ -313,7 +313,7 @@ BAD = {
     "--workload=burst": "--out is missing",
     "--workload=burst --out=x --vocab_size=0": "vocab_size",
     "--workload=burst --out=x --format=csv": "format",
-    "--workload=burst --out=nowhere/x": "--out=nowhere/x cannot be written: No such file or directory",
+    "--workload=burst --out=nowhere/x": "nowhere/x cannot be written: No such file or directory",
     "--workload=burst:num=1 --out=x --format=vllm": "--format=vllm holds text: give --tokenizer",
     "--workload=burst:num=1 --out=x --format=vllm --tokenizer=no": "--tokenizer=no needs tokenizer.json",
 }
