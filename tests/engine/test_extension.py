@@ -173,6 +173,12 @@ def test_the_suite_judges_a_policy_by_name(outside):
     assert done.returncode == 1 and "lazy.py:Lazy' schedules none of" in done.stdout
 
 
+def test_the_readme_shows_the_example():
+    """Which the suites run: every line of it, and nothing else."""
+    section = (ROOT / "README.md").read_text().partition("\n## A policy of your own\n")[2]
+    assert section.partition("```python\n")[2].partition("```\n")[0] == EXAMPLE.read_text()
+
+
 def test_the_example_is_short():
     """At most 40 lines, docstrings included."""
     assert len(EXAMPLE.read_text().splitlines()) <= 40
