@@ -257,7 +257,9 @@ class NativeMachine(StoreMachine):
 
 
 TestPaged, TestStaged, TestNative = PagedMachine.TestCase, StagedMachine.TestCase, NativeMachine.TestCase
-TestPaged.settings = TestStaged.settings = TestNative.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestPaged.settings = TestStaged.settings = TestNative.settings = settings(
+    max_examples=80, stateful_step_count=50, deadline=None
+)
 
 
 def test_deltas_of_a_reopened_slot_name_its_present_pages():
