@@ -68,10 +68,10 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
         memory = dataclasses.replace(memory, pages_note=note)
     clock = VirtualClock()
     links = [(make_link(config, profile), make_link(config, profile)) for _ in stages]
-    common = config, clock, page_bytes * config.tensor
-    executor = SimExecutor(stages[0], *common, *links[0])
-    if len(stages) > 1:
-        executor = PipelineExecutor(stages, *common, links)
+    if len(stages) == 1:
+        executor = SimExecutor(stages[0], config, clock, page_bytes * config.tensor, *links[0])
+    else:
+        executor = PipelineExecutor(stages, config, clock, page_bytes * config.tensor, links)
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)

@@ -47,7 +47,7 @@ class PipelineExecutor(SimExecutor):
     def submit(self, plan: Plan) -> Ticket:
         """Schedules the plan behind what was submitted before."""
         now, batches = self.clock.now(), micro_batches(plan, len(self.stages))
-        start = max(now, self._timeline.free[0])
+        start = max(now, self._free)  # of its span; its first micro-batch may have started before
         if plan.repeat > 1:
             ends = [done[-1] for _, done in self._passed[: plan.repeat]]
             free, done = self._passed[plan.repeat - 1]

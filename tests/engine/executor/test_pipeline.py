@@ -91,7 +91,7 @@ def test_the_next_step_follows_without_draining_the_stages():
     as its token is there: 4.5-6.5, 6.5-8.5 | 7-9, 9-11. What the first took alone, 6.5 s, the second adds 4.5 s to."""
     e = executor(two_stages())
     first, second = e.submit(plan([0, 1], tokens=5)), e.submit(plan([0, 1]))
-    assert (first.start, first.ends, second.start, second.ends) == (0.0, [6.5], 4.0, [11.0])
+    assert (first.start, first.ends, second.start, second.ends) == (0.0, [6.5], 6.5, [11.0])
     assert (e.collect(first).end, e.collect(second).end, e.clock.now()) == (6.5, 11.0, 11.0)
 
 
