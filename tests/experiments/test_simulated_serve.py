@@ -64,6 +64,7 @@ REFUSED = {
     "--kernels=flash": "kernels 'flash' are unknown; known: vllm-0.4.2,",
     "--model=llama3.1-70b": "the model does not fit: ",
     "--num_pages=10000000": "more than the 45.0 GiB that l20 has",
+    "--pipeline=33": "pipeline=33 stages for the 32 layers of llama2-7b",
     "--tensor=3": "do not divide over tensor=3 devices",
     "--device=nowhere.json": "device file nowhere.json cannot be read",
     "--coordinator=localhost:1": "--coordinator=localhost:1 shares real devices",
