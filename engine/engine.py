@@ -83,7 +83,7 @@ class Engine:
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
         self._arrivals = 0
-        self._intake = Intake(model, store, memory.max_context, tokenizer, source)
+        self._intake = Intake(model, store, memory.max_context, source)
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
         self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
@@ -144,12 +144,12 @@ class Engine:
         if not isinstance(priority, int):
             raise RequestError(f"priority must be an integer, got {priority!r}")
         now = self.clock.now()
-        tokens = self._intake.tokens(prompt)
+        tokens = self._intake.tokens(prompt, self.tokenizer)
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
         request_id = request_id if request_id is not None else f"request-{self._arrivals}"
         if request_id in self._live:
             raise RequestError(f"request id {request_id!r} is in use")
-        self._intake.refuse_impossible(tokens, params, max_length)
+        self._intake.refuse_impossible(tokens, params, max_length, self.tokenizer)
         seed = params.seed if params.seed is not None else (self.config.seed * 1_000_003 + self._arrivals) % 2**31
         request = Request(
             request_id,

@@ -300,6 +300,8 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     """`Engine.from_pretrained`; imports JAX here, after the flags were found to be good."""
     from engine import Engine
 
+    if COORDINATOR.value and config.executor == "sim":
+        raise ConfigError(f"--coordinator={COORDINATOR.value} shares real devices: leave it out with --executor=sim")
     if COORDINATOR.value:
         from engine.executor import distributed
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.errors import OutOfPages
+from engine.memory.store import KVStore
 from engine.scheduler.plan import Plan
 from engine.scheduler.state import SchedulerState
 
@@ -33,24 +35,39 @@ def repeated(state: SchedulerState, plan: Plan, count: int) -> Plan:
     books on to the last of them."""
     store, slots, ahead = state.store, plan.decode_slots, count - 1
     lengths = state.cached[slots]
-    if not store.holds(slots, lengths + ahead):
-        if not store.can_grow(slots, lengths + ahead):
-            low = 0
-            while ahead - low > 1:  # low fits, ahead does not
-                middle = (low + ahead) // 2
-                low, ahead = (middle, ahead) if store.can_grow(slots, lengths + middle) else (low, middle)
-            ahead = low
+    try:
+        _grow(store, slots, lengths, ahead)
+    except OutOfPages:
+        ahead = _most_that_fits(store, slots, lengths, ahead)
         if ahead == 0:
             return plan
-        # Which page goes to whom matters where chunks are shared out.
-        for step in _crossings(lengths, store.page_size, ahead) if store.pages_per_chunk > 1 else [ahead]:
-            store.grow(slots, lengths + step)
+        _grow(store, slots, lengths, ahead)
     state.cached[slots] = lengths + ahead
     state.length[slots] += ahead
     state.tokens_left = max(0, state.tokens_left - ahead)
     state.step += ahead
     deltas = np.concatenate([plan.deltas, store.take_deltas()]) if store.device_table else plan.deltas
     return plan.repeated(ahead + 1, deltas)
+
+
+def _grow(store: KVStore, slots: np.ndarray, lengths: np.ndarray, ahead: int) -> None:
+    """Maps what sequences of `lengths` [n] tokens lack for `ahead` more, all of them or none. Raises OutOfPages."""
+    if store.pages_per_chunk == 1:
+        store.grow(slots, lengths + ahead)
+    elif store.can_grow(slots, lengths + ahead):  # which page goes to whom matters where chunks are shared out
+        for step in _crossings(lengths, store.page_size, ahead):
+            store.grow(slots, lengths + step)
+    else:
+        raise OutOfPages(f"{ahead} steps do not fit")
+
+
+def _most_that_fits(store: KVStore, slots: np.ndarray, lengths: np.ndarray, ahead: int) -> int:
+    """How many of `ahead` steps, too many, have pages."""
+    low = 0
+    while ahead - low > 1:  # low fits, ahead does not
+        middle = (low + ahead) // 2
+        low, ahead = (middle, ahead) if store.can_grow(slots, lengths + middle) else (low, middle)
+    return low
 
 
 def _crossings(lengths: np.ndarray, page_size: int, ahead: int) -> list[int]:

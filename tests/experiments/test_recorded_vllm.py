@@ -13,7 +13,7 @@ from experiments import workloads
 from experiments.replay import Observer, StopFlag, replay
 
 RECORDED = Path(__file__).parents[3] / "shared/traces/llmservingsim/vllm0.19_RTX4090_Llama-3.1-8B.csv"
-BLOCKS = 2588  # of 16 tokens, as vLLM logged
+BLOCKS = 2587  # of 16 tokens: vLLM logged 2,588, of which one is its null block
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded run lies beside the project (../shared/traces)")
