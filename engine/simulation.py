@@ -11,6 +11,7 @@ from absl import logging
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
 from engine.costmodel.device import DeviceProfile, load_device
+from engine.costmodel.measured_steps import with_measured_steps
 from engine.costmodel.stages import Stage
 from engine.costmodel.step_model import StepModel
 from engine.errors import ConfigError
@@ -69,7 +70,8 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     clock = VirtualClock()
     links = [(make_link(config, profile), make_link(config, profile)) for _ in stages]
     if len(stages) == 1:
-        executor = SimExecutor(stages[0], config, clock, page_bytes * config.tensor, *links[0])
+        cost = with_measured_steps(stages[0], config, memory.num_slots)
+        executor = SimExecutor(cost, config, clock, page_bytes * config.tensor, *links[0])
     else:
         executor = PipelineExecutor(stages, config, clock, page_bytes * config.tensor, links)
     if profile.estimated:

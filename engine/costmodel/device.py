@@ -1,8 +1,9 @@
 """Devices as data: hardware facts, and what a kernel stack makes of them, each value with its kind and source.
 
 A device file (`devices/NAME.json`, or any path) has `name`, `description`, `stack`, `hardware` and, in the same file or
-in `constants/NAME.STACK.json`, `constants`. Every entry is `{"value", "kind", "source"}` (`sourced.py`). Efficiencies
-are shares of the vendor's peak; 1 GB/s is 1e9 bytes/s in one direction, 1 GiB is 2**30 bytes.
+in `constants/NAME.STACK.json`, `constants`, and perhaps measurements: `tables` (`tables.py`), `steps`
+(`step_tables.py`). Every entry is `{"value", "kind", "source"}` (`sourced.py`). Efficiencies are shares of the vendor's
+peak; 1 GB/s is 1e9 bytes/s in one direction, 1 GiB is 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from engine import extension
 from engine.costmodel.sourced import Provenance, check_ranges, provenance_table, read_object, read_sourced, read_text
+from engine.costmodel.step_tables import StepTables
 from engine.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -90,6 +92,7 @@ class DeviceProfile:
     constants: Constants
     provenance: dict[str, Provenance]  # of every value that was given
     tables: Path | None = None  # measured op times that win over the roofline (`tables.py`)
+    steps: StepTables | None = None  # measured step times of one model under one set of settings
 
     @property
     def estimated(self) -> list[str]:
@@ -227,5 +230,7 @@ def _profile(
     """A device under the constants, and with the tables, that a file holds."""
     constants, origins = read_sourced(Constants, raw, "constants", path)
     facts = {field: origin for field, origin in provenance.items() if hasattr(hardware, field)}
+    stack = read_text(raw, "stack", path)
     tables = path.parent / read_text(raw, "tables", path) if "tables" in raw else None
-    return DeviceProfile(name, description, read_text(raw, "stack", path), hardware, constants, facts | origins, tables)
+    steps = StepTables.parse(raw["steps"], f"{path}: steps") if "steps" in raw else None
+    return DeviceProfile(name, description, stack, hardware, constants, facts | origins, tables, steps)
