@@ -239,6 +239,10 @@ class EngineConfig:
             f"max_context must be >= 2, got {self.max_context}",
         )
         _require(self.executor in EXECUTORS, f"executor {self.executor!r}; known: {', '.join(EXECUTORS)}")
+        _require(
+            self.executor == "sim" or self.sim.pipeline == 1,
+            f"pipeline={self.sim.pipeline} is simulated only: set executor=sim, or pipeline=1",
+        )
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(1 <= self.tensor <= 1024, f"tensor must be in [1, 1024] devices, got {self.tensor}")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")

@@ -78,11 +78,12 @@ class Engine:
         self._copies: list[Copy] = []  # that ended since the last step record
         self._in_flight: deque[InFlight] = deque()
         self._steps_ahead = 0  # submitted and not collected: as many as `_in_flight` stands for
+        self._idle: tuple[int, ...] | None = None  # where the last plan with nothing to run left things
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
         self._arrivals = 0
-        self._intake = Intake(model, store, memory.max_context, tokenizer, source)
+        self._intake = Intake(model, store, memory.max_context, source)
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
         self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
@@ -143,12 +144,12 @@ class Engine:
         if not isinstance(priority, int):
             raise RequestError(f"priority must be an integer, got {priority!r}")
         now = self.clock.now()
-        tokens = self._intake.tokens(prompt)
+        tokens = self._intake.tokens(prompt, self.tokenizer)
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
         request_id = request_id if request_id is not None else f"request-{self._arrivals}"
         if request_id in self._live:
             raise RequestError(f"request id {request_id!r} is in use")
-        self._intake.refuse_impossible(tokens, params, max_length)
+        self._intake.refuse_impossible(tokens, params, max_length, self.tokenizer)
         seed = params.seed if params.seed is not None else (self.config.seed * 1_000_003 + self._arrivals) % 2**31
         request = Request(
             request_id,
@@ -191,7 +192,11 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Collects one step, after submitting up to `async_depth` more. Returns an output for every request that got a
         token, in it or in a step that `generate` or `stream` ran meanwhile; their own requests' outputs go to them.
-        Nothing when there is no work."""
+        Nothing when there is no work.
+
+        Raises:
+          PolicyError: requests are left, nothing is in flight, and the policy schedules none of them.
+        """
         self._advance()
         outputs, self._unclaimed = self._unclaimed, []
         return outputs
@@ -205,6 +210,8 @@ class Engine:
                 pass
             if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
                 self._account_copies(self.executor.wait_for_copies())
+            elif not self._in_flight and self._live:
+                self._check_progress()
             if self._in_flight and self._in_flight[0].left > 1:
                 self._pass_steps(self._in_flight[0])
             elif self._in_flight:
@@ -216,6 +223,20 @@ class Engine:
             raise
         finally:
             self._drop_blocks()
+
+    def _check_progress(self) -> None:
+        """The plan was empty, though nothing is in flight that could change what the policy sees. It may have preempted
+        instead of scheduling; a second one that finds things as the first left them would come for ever."""
+        state, store = self.state, self.store
+        idle = (state.step, len(state.waiting), len(state.running), len(state.swapped), store.num_free_pages)
+        if idle == self._idle:
+            _, waiting, running, swapped, free = idle
+            raise PolicyError(
+                f"policy {self.config.scheduler.policy!r} schedules none of {len(self._live)} requests, though nothing "
+                f"is in flight: {waiting} waiting, {running} running, {swapped} swapped out, {free} of "
+                f"{store.num_pages} pages free"
+            )
+        self._idle = idle
 
     def _recover(self) -> None:
         """Forgets the steps in flight and puts every running sequence back in the queue, oldest first. What was swapped

@@ -52,7 +52,7 @@ class SamplingParams:
         hot = self.temperature
         require(hot == 0 or 1e-4 <= hot <= 1e4, f"temperature must be 0 (greedy) or in [1e-4, 1e4], got {hot!r}")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p!r}")
-        require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p!r}")
+        require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], got {self.min_p!r}")
         integer("top_k", 0)
         integer("max_tokens", 1)
         integer("min_tokens", 0, int(self.max_tokens) + 1)

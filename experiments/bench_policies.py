@@ -25,6 +25,7 @@ from engine.errors import ConfigError
 from engine.files import write_whole
 from engine.summary import Outcomes, Window, summarise
 from experiments import common_flags, environment, workloads
+from experiments.common_flags import laid_over
 from experiments.replay import Observer, StopFlag, replay, stop_on_signals
 from experiments.run_record import claim
 from experiments.tables import format_table, rounded
@@ -67,7 +68,7 @@ class Collected(Observer):
 
 
 def measure(engine: Engine, requests: list[WorkloadRequest], stop: StopFlag) -> dict[str, Any] | None:
-    """The columns of one run; None when it was interrupted.
+    """The summary of one run; None when it was interrupted.
 
     Raises:
       ConfigError: not one request completed, and why.
@@ -79,14 +80,13 @@ def measure(engine: Engine, requests: list[WorkloadRequest], stop: StopFlag) -> 
     if not seen.completed:
         raise ConfigError(f"none of {len(requests)} requests completed: {seen.why}")
     run = Outcomes(seen.completed, seen.failed, [], seen.steps)
-    summary = summarise(run, Window(progress.start, progress.now))
-    return {column: summary[column] for column in (*COLUMNS, "duration")}
+    return summarise(run, Window(progress.start, progress.now))
 
 
 def measure_all(
     engines: dict[str, Engine], loads: dict[str, list[WorkloadRequest]], order: Sequence[Pair], stop: StopFlag
 ) -> dict[Pair, dict[str, Any]] | None:
-    """One repeat: the summary of every workload on every engine, taken in `order`; None when it was interrupted."""
+    """One repeat: the columns of every workload on every engine, taken in `order`; None when it was interrupted."""
     summaries = {}
     for source, spec in order:
         try:
@@ -95,7 +95,7 @@ def measure_all(
             raise ConfigError(f"--workload={source} --engine={spec}: {e}") from None
         if summary is None:
             return None
-        summaries[source, spec] = summary
+        summaries[source, spec] = {column: summary[column] for column in (*COLUMNS, "duration")}
     return summaries
 
 
@@ -126,7 +126,7 @@ def main() -> int:
     """The program."""
     model, config = common_flags.required_model(), common_flags.engine_config_from_flags()
     specs, sources = ENGINES.value, WORKLOADS.value
-    configs = {spec: common_flags.laid_over(config, spec, "--engine") for spec in specs}
+    configs = {spec: laid_over(config, spec) for spec in specs}
     loads = {source: workloads.build(source) for source in sources}
     file = claim(common_flags.out_directory("policies"), common_flags.OVERWRITE.value, (FILE,)) / FILE
     engines = {spec: common_flags.load_engine(model, engine_config) for spec, engine_config in configs.items()}

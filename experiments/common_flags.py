@@ -249,7 +249,7 @@ def engine_config_from_flags() -> EngineConfig:
     return config
 
 
-def laid_over(config: EngineConfig, text: str, where: str) -> EngineConfig:
+def laid_over(config: EngineConfig, text: str, where: str = "--engine") -> EngineConfig:
     """`config` under the settings in `text`, `name=value,...`, each named and written as its flag.
 
     Args:
@@ -339,6 +339,8 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     """`Engine.from_pretrained`; imports JAX here, after the flags were found to be good."""
     from engine import Engine
 
+    if COORDINATOR.value and config.executor == "sim":
+        raise ConfigError(f"--coordinator={COORDINATOR.value} shares real devices: leave it out with --executor=sim")
     if COORDINATOR.value:
         from engine.executor import distributed
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.files import write_whole
 from experiments import common_flags
 
 ENGINE, COPIES, REQUESTS = 1, 2, 3  # process ids: Perfetto groups tracks by them
@@ -31,6 +32,7 @@ def write(run: Path) -> Path:
 
     Raises:
       ConfigError: the directory holds no run, or a row that cannot be read (file and line named).
+      OutputError: it cannot be written; what was there stays.
     """
     steps = read_rows(run / "steps.jsonl")
     requests = read_rows(run / "requests.jsonl")
@@ -40,8 +42,7 @@ def write(run: Path) -> Path:
     for track, row in enumerate(sorted(requests, key=lambda r: r.get("due_s", r["arrival_s"])), 1):
         events += _request_events(row, track, end)
     trace = {"traceEvents": events, "displayTimeUnit": "ms"}
-    with gzip.open(run / NAME, "wt", encoding="utf-8") as file:
-        json.dump(trace, file, separators=(",", ":"))
+    write_whole(run / NAME, gzip.compress(json.dumps(trace, separators=(",", ":")).encode(), mtime=0))
     return run / NAME
 
 

@@ -1,8 +1,9 @@
 """Devices as data: hardware facts, and what a kernel stack makes of them, each value with its kind and source.
 
 A device file (`devices/NAME.json`, or any path) has `name`, `description`, `stack`, `hardware` and, in the same file or
-in `constants/NAME.STACK.json`, `constants`. Every entry is `{"value", "kind", "source"}` (`sourced.py`). Efficiencies
-are shares of the vendor's peak; 1 GB/s is 1e9 bytes/s in one direction, 1 GiB is 2**30 bytes.
+in `constants/NAME.STACK.json`, `constants`, and perhaps measurements: `tables` (`tables.py`), `steps`
+(`step_tables.py`). Every entry is `{"value", "kind", "source"}` (`sourced.py`). Efficiencies are shares of the vendor's
+peak; 1 GB/s is 1e9 bytes/s in one direction, 1 GiB is 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from engine import extension
 from engine.costmodel.sourced import Provenance, check_ranges, provenance_table, read_object, read_sourced, read_text
+from engine.costmodel.step_tables import StepTables
 from engine.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -90,6 +92,7 @@ class DeviceProfile:
     constants: Constants
     provenance: dict[str, Provenance]  # of every value that was given
     tables: Path | None = None  # measured op times that win over the roofline (`tables.py`)
+    steps: StepTables | None = None  # measured step times of one model under one set of settings
 
     @property
     def estimated(self) -> list[str]:
@@ -187,8 +190,7 @@ def _device_file(name: str) -> tuple[dict[str, Any], Path]:
     if not name.endswith(".json") and name not in device_names():
         known = ", ".join(device_names())
         raise ConfigError(f"device {name!r} is unknown; known: {known}, a path to a .json, or {extension.FORMS}")
-    path = Path(name) if name.endswith(".json") else HERE / "devices" / f"{name}.json"
-    return read_object(path, "device"), path
+    return _read(name, HERE / "devices" / f"{name}.json", "device")
 
 
 def _external(name: str) -> DeviceProfile:
@@ -205,8 +207,16 @@ def _constants_file(device: str, stack: str) -> tuple[dict[str, Any], Path]:
     if not stack.endswith(".json") and stack not in (known := stack_names(device)):
         names = ", ".join(known) or "none"
         raise ConfigError(f"device {device} has no constants {stack!r}; known: {names}, or a path to a .json")
-    path = Path(stack) if stack.endswith(".json") else HERE / "constants" / f"{device}.{stack}.json"
-    return read_object(path, "constants"), path
+    return _read(stack, HERE / "constants" / f"{device}.{stack}.json", "constants")
+
+
+def _read(name: str, ours: Path, what: str) -> tuple[dict[str, Any], Path]:
+    """What is in the file of that name if it is a path, in `ours` otherwise; and its path."""
+    if not name.endswith(".json"):
+        return read_object(ours, what), ours
+    raw = read_object(Path(name), what)
+    extension.record(name, Path(name))
+    return raw, Path(name)
 
 
 def _profile(
@@ -220,5 +230,7 @@ def _profile(
     """A device under the constants, and with the tables, that a file holds."""
     constants, origins = read_sourced(Constants, raw, "constants", path)
     facts = {field: origin for field, origin in provenance.items() if hasattr(hardware, field)}
+    stack = read_text(raw, "stack", path)
     tables = path.parent / read_text(raw, "tables", path) if "tables" in raw else None
-    return DeviceProfile(name, description, read_text(raw, "stack", path), hardware, constants, facts | origins, tables)
+    steps = StepTables.parse(raw["steps"], f"{path}: steps") if "steps" in raw else None
+    return DeviceProfile(name, description, stack, hardware, constants, facts | origins, tables, steps)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ DEVICE_FRACTION = 0.9  # of a GPU or TPU, by default
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Sizes of one engine; bytes are those of each device."""
+    """Sizes of one engine; bytes are those of each device, of a pipeline's the most that one has."""
 
     num_pages: int  # usable pages, all layers
     pages_per_chunk: int
@@ -38,6 +40,7 @@ class MemoryPlan:
     host_cap: int = 0  # of the host tier, all devices together
     host_note: str = ""  # what it can hold
     link_note: str = ""  # why the link's pace means nothing; "" if it does
+    stages: tuple[MemoryPlan, ...] = ()  # of a pipeline
 
     def warnings(self) -> list[str]:
         """What is not as it was asked for, a line each."""
@@ -50,9 +53,10 @@ class MemoryPlan:
 
     def table(self) -> str:
         """The start-up memory table."""
+        pages = f"{self.num_pages:,} pages of {self.page_bytes:,} B" + (" in all stages" if self.stages else "")
         rows = [
             ("weights", self.weights, ""),
-            ("KV arena", self.arena, f"{self.num_pages:,} pages of {self.page_bytes:,} B"),
+            ("KV arena", self.arena, pages),
             ("page tables", self.page_tables, ""),
             ("transient buffers", self.transient_buffers, "" if self.transient_buffers else "no layer is parked"),
             ("staging", self.staging, "at most, both directions" if self.host_cap else "no host tier"),
@@ -62,9 +66,34 @@ class MemoryPlan:
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
         slots = [f"at most {self.num_slots:,} sequences ({self.slots_note})"] if self.slots_note else []
-        devices = [f"on each of {self.num_devices} devices"] if self.num_devices > 1 else []
-        pages = [f"pages: {self.pages_note}"] if self.pages_note else []
-        return "\n".join([*devices, *lines, context, *slots, *pages])
+        most = f", at most; {len(self.stages)} stages" if self.stages else ""
+        devices = [f"on each of {self.num_devices} devices{most}"] if self.num_devices > 1 else []
+        notes = [f"pages: {self.pages_note}"] if self.pages_note else []
+        for i, plan in enumerate(self.stages):
+            sizes = f"weights {plan.weights / 2**20:,.1f} MiB, KV arena {plan.arena / 2**20:,.1f} MiB"
+            note = f" ({plan.pages_note})" if plan.pages_note else ""
+            notes.append(f"stage {i}: {sizes}, {plan.num_pages:,} pages{note}")
+        return "\n".join([*devices, *lines, context, *slots, *notes])
+
+
+def merge_stages(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    """What the stages of a pipeline hold together: the pages of all, and the context and the slots of the stage that
+    has room for the least. One stage is the whole."""
+    if len(plans) == 1:
+        return plans[0]
+    shortest = min(plans, key=lambda plan: plan.max_context)
+    fewest = min(plans, key=lambda plan: plan.num_slots)
+    most = {name: max(getattr(plan, name) for plan in plans) for name in ("weights", "arena", "page_tables")}
+    return dataclasses.replace(
+        shortest,
+        **most,
+        num_pages=sum(plan.num_pages for plan in plans),
+        num_devices=sum(plan.num_devices for plan in plans),
+        num_slots=fewest.num_slots,
+        slots_note=fewest.slots_note,
+        pages_note="",
+        stages=tuple(plans),
+    )
 
 
 def make_memory_plan(
@@ -105,7 +134,7 @@ def make_memory_plan(
         slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
     arena = (pages + chunk) * page_bytes
     _check_room(arena, config, device)
-    host_note = _host_note(config, page_bytes * config.tensor, layers)
+    host_note = host_tier_note(config, page_bytes * config.tensor, layers)
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
@@ -146,7 +175,7 @@ def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
         )
 
 
-def _host_note(config: EngineConfig, page_bytes: int, layers: int) -> str:
+def host_tier_note(config: EngineConfig, page_bytes: int, layers: int) -> str:
     """Which sequences the host tier can take, "" without one. `page_bytes`: of a page, all devices together.
 
     Raises:

@@ -98,31 +98,42 @@ class Packer:
         part["out_forced"][:] = -1
         return packed
 
+    def cut(self, num_rows: int, num_tiles: int) -> list[tuple[Bucket, int, int]]:
+        """(bucket, decode rows, query tiles) of each sub-batch of a step with so many of both, in order."""
+        if self.deterministic and num_rows:
+            return self.cut(0, num_rows + num_tiles)  # a row is a tile with one valid query, and they come first
+        if num_rows and not num_tiles:
+            return [(Bucket(next_power_of_two(num_rows), 0, self.tile), num_rows, 0)]
+        parts = []
+        for at in range(0, num_tiles, self.max_tiles):
+            tiles = min(self.max_tiles, num_tiles - at)
+            size = self.max_tiles if self.deterministic else next_power_of_two(tiles)
+            rows = num_rows if at == 0 else 0
+            parts.append((Bucket(self.max_rows if rows else 0, size, self.tile), rows, tiles))
+        return parts
+
     def pack(self, plan: Plan) -> list[SubBatch]:
         """The plan's sub-batches, in the order in which each layer runs them."""
         decode = np.stack([plan.decode_slots, plan.decode_positions, plan.decode_tokens], 1)  # [B, 3]
-        tiles, num_rows = self._tiles(plan), len(decode)
+        tiles = self._tiles(plan)
         if self.deterministic:
             ones = [(int(s), int(p), t, i) for i, (s, p, *t) in enumerate(decode)]
             tiles, decode = ones + tiles, decode[:0]
-        batches = []
-        if len(decode) and not tiles:
-            batches.append(self._build(Bucket(next_power_of_two(num_rows), 0, self.tile), decode, [], plan))
-        elif len(decode):
-            now, tiles = tiles[: self.max_tiles], tiles[self.max_tiles :]
-            bucket = Bucket(self.max_rows, next_power_of_two(len(now)), self.tile)
-            batches.append(self._build(bucket, decode, now, plan))
-        for i in range(0, len(tiles), self.max_tiles):
-            now = tiles[i : i + self.max_tiles]
-            size = self.max_tiles if self.deterministic else next_power_of_two(len(now))
-            batches.append(self._build(Bucket(0, size, self.tile), decode[:0], now, plan))
+        batches, at = [], 0
+        for bucket, rows, count in self.cut(len(decode), len(tiles)):
+            batches.append(self._build(bucket, decode[:rows], tiles[at : at + count], plan))
+            at += count
         return batches
+
+    def tile_ends(self, start: int, num_tokens: int) -> list[int]:
+        """Tokens that the last query of each tile attends to, for a prefill of `num_tokens` after `start` others."""
+        return [start + min(i + self.tile, num_tokens) for i in range(0, num_tokens, self.tile)]
 
     def _tiles(self, plan: Plan) -> list[tuple[int, int, np.ndarray, int]]:
         """Query tiles of the prefills: (slot, start, tokens, sampled row of the plan or -1)."""
         tiles, row = [], len(plan.decode_slots)
         for prefill in plan.prefills:
-            for i in range(0, len(prefill.tokens), self.tile):
+            for i in range(0, len(prefill.tokens), self.tile):  # as in `tile_ends`
                 tokens = prefill.tokens[i : i + self.tile]
                 last = prefill.samples and i + self.tile >= len(prefill.tokens)
                 tiles.append((prefill.slot, prefill.start + i, tokens, row if last else -1))

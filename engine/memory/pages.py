@@ -48,7 +48,11 @@ class PagePool:
     @property
     def refcount(self) -> np.ndarray:
         """Owners of each page, int32 [P], 0 = free. Made from scratch: for tests and debug mode."""
-        return self._is_live(np.arange(self.arena_pages)) + self._extra
+        return self.owners(np.arange(self.arena_pages))
+
+    def owners(self, ids: np.ndarray) -> np.ndarray:
+        """Owners of these pages, int32 [n]."""
+        return self._is_live(ids) + self._extra[ids]
 
     def _is_live(self, ids: np.ndarray) -> np.ndarray:
         return ~self._free_chunks.contains(ids) if self.pages_per_chunk == 1 else self._live.reshape(-1)[ids]
@@ -59,6 +63,10 @@ class PagePool:
             return int(counts.sum()) if isinstance(counts, np.ndarray) else counts * self.num_layers
         lacking = np.maximum(counts - self._own_free, 0)
         return int((-(-lacking // self.pages_per_chunk)).sum())
+
+    def can_ever_fit(self, count: int) -> bool:
+        """Whether `count` pages of every layer fit an empty pool."""
+        return cdiv(count, self.pages_per_chunk) * self.num_layers <= self.num_chunks
 
     def fits(self, counts: np.ndarray | int, reserve: int = 0) -> bool:
         """Whether `counts` pages of every layer (or `counts[l]` of layer l) can be allocated with `reserve` pages

@@ -23,7 +23,9 @@ class Policy(Protocol):
     mixes: bool  # whether a step may prefill and decode at once
 
     def plan(self, now: float) -> Plan:
-        """The next step at time `now` (seconds on the engine's clock); an empty plan when nothing can run."""
+        """The next step at time `now` (seconds on the engine's clock); an empty plan when nothing can run before what
+        is in flight (a step, a copy) has ended. With nothing in flight some request can always run: the engine raises
+        PolicyError when the policy finds none and has not preempted either."""
         ...
 
 

@@ -45,7 +45,7 @@ def test_lesson_02_a_copy_in_waits_for_readers_of_its_pages():
     with its last row is in flight, its pages are free, and a's copies come into them."""
     engine = pattern_engine(pages=8, host_pages=100)
     a, b = serving(engine, 9, 9)
-    b.stop_ids = frozenset(expected_output(b)[11:12])
+    b.stop_ids, b.may_stop = frozenset(expected_output(b)[11:12]), True
     swap_out(engine, a)
     while len(b.output) < 11:
         engine.step()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from engine.config import CacheConfig, EngineConfig, SchedulerConfig, SimConfig
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.executor.memory_plan import CPU_ARENA_BYTES, activation_bytes, make_memory_plan
@@ -122,6 +122,14 @@ def test_the_host_tier_says_what_it_can_take():
     assert p.warnings() == [] and "pinned host memory, 5 pages: sequences of up to 32 tokens" in p.table()
     assert plan(CacheConfig(num_pages=100, host_bytes=1)).host_note == "0 pages: sequences of up to 0 tokens"
     assert "no host tier" in plan(CacheConfig(num_pages=100)).table()
+
+
+def test_a_pipeline_swaps_the_layers_of_all_stages():
+    """tiny-1m has 4 layers of 8 KiB pages: two pages would do for the layers of one of two stages."""
+    cache, limits = CacheConfig(num_pages=64, host_bytes=1 << 14), SchedulerConfig(preemption="swap")
+    config = EngineConfig(cache, limits, executor="sim", sim=SimConfig(pipeline=2))
+    with pytest.raises(ConfigError, match="holds 2 pages and the shortest sequence takes 4"):
+        Engine.from_pretrained("tiny-1m", config)
 
 
 def test_a_link_without_a_host_tier_is_warned_about(caplog):
