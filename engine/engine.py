@@ -399,6 +399,8 @@ class Engine:
                 host_bytes=self.store.num_host_pages * self.memory.page_bytes,
                 mapped_pages=self.store.num_mapped_pages,
                 copies=copies,
+                device_start=result.device_start,
+                device_end=result.device_end,
                 **traffic,
             )
         )

@@ -86,6 +86,8 @@ class StepRecord:
     mapped_pages: int = 0  # for tokens; neither free nor mapped: reserved and empty
     copies: tuple[Copy, ...] = ()  # behind bytes and seconds, one by one
     num_tokens: int = 0  # that requests got
+    device_start: float | None = None  # when the device could begin: dispatched, and the step before had finished
+    device_end: float | None = None  # when it had finished; what lies between two steps it was idle. None: no device
     repeat: int = (
         1  # steps alike that this one record stands for, `step` the first: a virtual clock passes them at once
     )

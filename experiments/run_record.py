@@ -29,6 +29,7 @@ from experiments.workloads import WorkloadRequest
 FILES = (
     "config.json", "flags.txt", "requests.jsonl", "steps.jsonl", "copies.jsonl", "summary.json", "timeline.json.gz",
 )  # fmt: skip
+STEP_TIMES = ("start", "end", "device_start", "device_end")  # in steps.jsonl, after the start of the run
 COMPLETED = ("stop", "length")  # finish reasons of a request that ran to its end
 NOT_REPEATED = ("out", "overwrite", "profile_dir")  # a repeated run says where its own results go
 
@@ -96,7 +97,7 @@ class RunRecord:
     def step(self, record: StepRecord) -> None:
         """Adds the row of one step, and those of its copies."""
         row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "copies"}
-        _add(self._steps, row | {"start": record.start - self._t0, "end": record.end - self._t0})
+        _add(self._steps, row | {name: row[name] - self._t0 for name in STEP_TIMES if row[name] is not None})
         for copy in record.copies:
             self._copy(copy, record.step)
 

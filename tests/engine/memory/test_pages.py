@@ -47,18 +47,20 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def allocate(self, data):
         counts = data.draw(st.lists(st.integers(0, 2 * self.chunk), min_size=self.layers, max_size=self.layers))
+        demand = np.array(counts)
         if data.draw(st.booleans()):
-            counts = counts[:1] * self.layers
+            demand = data.draw(st.integers(0, 2 * self.chunk) | st.integers(1, 2))  # an int: as many for every layer
+            counts = [demand] * self.layers
         before = self.pool.num_free
         expected = self.fits_by_hand(counts)
-        assert self.pool.fits(np.array(counts)) == expected
+        assert self.pool.fits(demand) == expected
         live = {int(i) for ids in self.owners for i in ids}
         if not expected:
             with pytest.raises(OutOfPages):
-                self.pool.allocate(np.array(counts))
+                self.pool.allocate(demand)
             assert self.pool.num_free == before
             return
-        ids = self.pool.allocate(np.array(counts))
+        ids = self.pool.allocate(demand)
         assert len(ids) == sum(counts) == len(set(ids.tolist())) and not live & set(ids.tolist())
         assert (ids >= self.chunk).all(), "a reserved page was given out"
         if self.chunk > 1:
@@ -219,3 +221,28 @@ def test_each_stage_keeps_its_layers_share_of_a_reserve():
     assert pool.fits(2, reserve=6) and not pool.fits(3, reserve=6)
     pool.allocate(np.array([0, 0, 2]))
     assert not pool.fits(2, reserve=6) and pool.fits(1, reserve=6)
+
+
+@pytest.mark.parametrize("growth", [1, 3])
+def test_small_growth_takes_what_bulk_allocation_would(growth):
+    """Pages laid ready are a shortcut, not another order: a pool that grows by an int and one that grows by an array
+    (which never uses the shortcut) fill the same chunks, through frees of any kind in between, until both are full."""
+    layers, c, rng = 3, 16, np.random.default_rng(growth)
+    pools = [PagePool(40 * growth * layers, layers, c) for _ in range(2)]
+    held: list[list[np.ndarray]] = []
+    refused = 0
+    for step in range(400):
+        if step % 23 == 22:
+            drop = rng.permutation(len(held))[: len(held) // 2]
+            for i in range(2):
+                pools[i].free(np.concatenate([held[j][i] for j in drop]))
+            held = [h for j, h in enumerate(held) if j not in drop]
+        fit = pools[0].fits(growth)
+        assert fit == pools[1].fits(np.full(layers, growth))
+        refused += not fit
+        if fit:
+            held.append([pools[0].allocate(growth), pools[1].allocate(np.full(layers, growth))])
+            assert (held[-1][0] // c == held[-1][1] // c).all()
+        for pool in pools:
+            pool.check()
+    assert 10 < refused < 200
