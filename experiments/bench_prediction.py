@@ -60,7 +60,7 @@ class StepLog:
     def collect(self, ticket: Any) -> Any:
         """Waits for a step and notes it."""
         result = self._executor.collect(ticket)
-        self.steps.append(Step(work_of(ticket.plan), result.start, result.end))
+        self.steps.append(Step(work_of(ticket.plan.decode_positions, ticket.plan.prefills), result.start, result.end))
         return result
 
 
