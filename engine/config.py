@@ -208,6 +208,11 @@ class SimConfig:
         _require(self.link_sharing in LINK_SHARING, f"link_sharing {self.link_sharing!r}; known: {known}")
 
 
+def _changed(sim: SimConfig) -> str:
+    """The first setting that is not the default, as name=value."""
+    return next((f"{k}={v}" for k, v in vars(sim).items() if v != getattr(SimConfig, k)), "")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Everything a run needs besides the weights. `EngineConfig()` works on any machine."""
@@ -240,8 +245,8 @@ class EngineConfig:
         )
         _require(self.executor in EXECUTORS, f"executor {self.executor!r}; known: {', '.join(EXECUTORS)}")
         _require(
-            self.executor == "sim" or self.sim.pipeline == 1,
-            f"pipeline={self.sim.pipeline} is simulated only: set executor=sim, or pipeline=1",
+            self.executor == "sim" or self.sim == SimConfig(),
+            f"{_changed(self.sim)} is simulated only: set executor=sim, or leave it out",
         )
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(1 <= self.tensor <= 1024, f"tensor must be in [1, 1024] devices, got {self.tensor}")

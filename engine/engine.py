@@ -83,10 +83,10 @@ class Engine:
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
         self._arrivals = 0
-        self._intake = Intake(model, store, memory.max_context, source)
+        self._intake = Intake(model, store, memory.max_context, source, config.executor == "sim")
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
-        self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
+        self._quiet_until, self._ends_bring_requests = -math.inf, False  # see `promise_quiet`
         self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
         self.reads_prompts = self._fast_forward is None  # a simulation only asks how long they are
 
@@ -117,6 +117,15 @@ class Engine:
     def num_pages(self) -> int:
         """Usable pages of the device tier, all layers."""
         return self.store.num_pages
+
+    def promise_quiet(self, until: float = -math.inf, *, ends_bring_requests: bool = False) -> None:
+        """A driver's word that no request comes and none is aborted before `until` (seconds on `clock`), so that a
+        virtual clock may pass many steps at once. It holds until the next one; without arguments it is taken back.
+
+        Args:
+          ends_bring_requests: but the end of a request may bring another at any time (a closed loop).
+        """
+        self._quiet_until, self._ends_bring_requests = until, ends_bring_requests
 
     def memory_table(self) -> str:
         """Where the device's memory goes, for people."""
@@ -263,7 +272,7 @@ class Engine:
             raise PolicyError(f"policy {policy!r}: plan must return what state.make_plan returns, got {plan!r}")
         if plan.empty:
             return False
-        if self._fast_forward is not None and self.clock.now() < self.quiet_until:
+        if self._fast_forward is not None and self.clock.now() < self._quiet_until:
             plan = self._repeated(plan, self._fast_forward)
         rows = []
         for request in self.state.owners(plan.sampled_slots):
@@ -288,8 +297,10 @@ class Engine:
 
     def _repeated(self, plan: Plan, executor: FastForward) -> Plan:
         """The plan for as many steps as are like it, when the policy can tell and the executor can pass them."""
+        if self._ends_bring_requests and len(plan.decode_slots) != len(self.state.running):
+            return plan  # a request ends with the step in flight
         limit = self._horizon(plan)
-        count = executor.repeats(plan, limit, self.quiet_until) if limit > 1 else 1
+        count = executor.repeats(plan, limit, self._quiet_until) if limit > 1 else 1
         return repeated(self.state, plan, count) if count > 1 else plan
 
     def _pass_steps(self, step: InFlight) -> None:

@@ -23,8 +23,9 @@ Prompt = str | Sequence[int] | np.ndarray
 class Intake:
     """Knows what one engine can serve."""
 
-    def __init__(self, model: ModelConfig, store: KVStore, max_context: int, source: str):
+    def __init__(self, model: ModelConfig, store: KVStore, max_context: int, source: str, simulated: bool):
         self.model, self.store, self.max_context, self.source = model, store, max_context, source
+        self.simulated = simulated
 
     def tokens(self, prompt: Prompt, tokenizer: Tokenizer | None) -> np.ndarray:
         """A prompt as int32 token ids [T].
@@ -62,6 +63,8 @@ class Intake:
             if bad:
                 raise RequestError(f"{name} {bad[0]} is outside the vocabulary of {vocab}")
         check_stop_strings(params, tokenizer, self.source)
+        if params.logprobs is not None and self.simulated:
+            raise RequestError("logprobs: a simulated request has none")
         if (params.logprobs or 0) > vocab:
             raise RequestError(f"logprobs={params.logprobs} is more than the vocabulary of {vocab}")
         if not self.store.can_ever_hold(max_length - 1):  # the last token's KV is never needed

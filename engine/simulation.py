@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from engine.engine import Engine
 
 
+ON_A_DEVICE = ("attention_backend", "deterministic", "precompile")  # settings of programs that are not run here
+
+
 @dataclass(frozen=True)
 class SimDevice:
     """Looks like a JAX device to `make_memory_plan`."""
@@ -79,6 +82,8 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
         executor = PipelineExecutor(stages, config, clock, page_bytes * config.tensor, links)
     for line in memory.warnings():
         logging.warning("%s", line)
+    if no_effect := [name for name in ON_A_DEVICE if getattr(config, name)]:
+        logging.warning("without effect on a virtual clock: %s", ", ".join(no_effect))
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)
@@ -129,7 +134,8 @@ def _stage_memory(config: EngineConfig, cost: StepModel, page_bytes: int, num_la
         if len(layers) == num_layers:
             raise
         raise ConfigError(f"the stage of layers {layers.start} to {layers.stop - 1}: {error}") from None
-    return dataclasses.replace(memory, pages_note=derivation)
+    budget = cost.memory_budget(config.cache.device_fraction or 0.9, memory.max_batched_tokens, memory.num_slots)
+    return dataclasses.replace(memory, pages_note=derivation, activation_peak=budget.activations)
 
 
 def _sized(config: EngineConfig, cost: StepModel, num_layers: int) -> tuple[EngineConfig, str]:

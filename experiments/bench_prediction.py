@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from engine.config import EngineConfig, to_dict
+from engine.config import EngineConfig, SimConfig, to_dict
 from engine.costmodel.measured_steps import make_packer
 from engine.costmodel.step_model import StepModel
 from engine.executor.sim_executor import work_of
@@ -68,7 +68,7 @@ def real_engines(model: str, configs: dict[str, EngineConfig]) -> dict[str, Engi
     """Warm engines that note their steps."""
     engines = {}
     for spec, config in configs.items():
-        engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax"))
+        engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax", sim=SimConfig()))
         engine.warmup()
         engine.executor = StepLog(engine.executor)
         engines[spec] = engine
@@ -207,7 +207,7 @@ def compare(
 
 def main() -> int:
     """The program."""
-    model, config = common_flags.required_model(), common_flags.engine_config_from_flags()
+    model, config = common_flags.required_model(), common_flags.engine_config_from_flags(executor="sim")
     configs = {spec: laid_over(config, spec) for spec in bench_policies.ENGINES.value}
     loads = {source: workloads.build(source) for source in bench_policies.WORKLOADS.value}
     file = claim(common_flags.out_directory("prediction"), common_flags.OVERWRITE.value, (FILE,)) / FILE

@@ -167,13 +167,13 @@ EXECUTOR = flags.DEFINE_enum(
     "executor", DEFAULTS.executor, EXECUTORS, "jax: this machine's devices; sim: a virtual clock and a cost model."
 )
 DEVICE = flags.DEFINE_string(
-    "device", DEFAULTS.sim.device, "What --executor=sim stands in for: a name, FILE.json, package.module:Name."
+    "device", None, "What --executor=sim stands in for: a name (default h100), FILE.json, package.module:Name."
 )
 STACK = flags.DEFINE_string("stack", None, "Kernel stack whose constants are used. Default: the device's.")
 KERNELS = flags.DEFINE_string("kernels", None, "Attention kernels to simulate. Default: the stack's.")
-PIPELINE = flags.DEFINE_integer("pipeline", DEFAULTS.sim.pipeline, "Simulated pipeline stages, each with its own pool.")
+PIPELINE = flags.DEFINE_integer("pipeline", None, "Simulated pipeline stages, each with its own pool. Default: 1.")
 LINK_SHARING = flags.DEFINE_enum(
-    "link_sharing", DEFAULTS.sim.link_sharing, LINK_DISCIPLINES, "How simulated copies of one direction share the link."
+    "link_sharing", None, LINK_DISCIPLINES, "How simulated copies of one direction share the link. Default: ps."
 )
 
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
@@ -226,8 +226,9 @@ KEY_FLAGS = (
 )  # fmt: skip
 
 
-def engine_config_from_flags() -> EngineConfig:
-    """The EngineConfig that the flags describe: defaults, under --config, under flags that were given.
+def engine_config_from_flags(**fixed: Any) -> EngineConfig:
+    """The EngineConfig that the flags describe: defaults, under --config, under flags that were given, under the fields
+    that a program fixes.
 
     The flags then hold what was resolved, so that flags.txt repeats it.
 
@@ -239,9 +240,15 @@ def engine_config_from_flags() -> EngineConfig:
     values["compilation_cache_dir"] = values.get("compilation_cache_dir", DEFAULTS.compilation_cache_dir) or None
     if NUM_PROCESSES.value is not None and not COORDINATOR.value:
         raise ConfigError(f"--num_processes={NUM_PROCESSES.value} needs --coordinator=HOST:PORT: where they meet")
+    values |= fixed
+    simulated = [f"--{h.name}={h.value}" for h in ENGINE_FLAGS["sim"] if h.value is not None]
+    if simulated and values.get("executor", DEFAULTS.executor) != "sim":
+        raise ConfigError(f"{simulated[0]} is for --executor=sim: give both, or leave it out")
     config = from_dict(EngineConfig, values, "--config")
     find_policy(config.scheduler.policy)
     for section, holders in ENGINE_FLAGS.items():
+        if section == "sim" and config.executor != "sim":
+            continue
         part = getattr(config, section) if section else config
         for holder in holders:
             flags.FLAGS[holder.name].value = getattr(part, holder.name)

@@ -63,7 +63,9 @@ def load(path: Path, scope: str) -> list[Result]:
         figures = summary if scope == "all" else summary.get("window")
         if figures is None:
             raise ConfigError(f"{path}/summary.json: no window, the run is of an earlier version: use --scope=all")
-        return [_result(str(path), figures, config.get("workload_hash"))]
+        engine = config.get("engine", {})
+        name = f"{path} (simulated {engine['sim']['device']})" if engine.get("executor") == "sim" else str(path)
+        return [_result(name, figures, config.get("workload_hash"))]
     objects = _objects(path)
     results = []
     for number, figures in enumerate(objects, 1):

@@ -89,7 +89,10 @@ class MemoryBudget:
         """
         if self.kv < block_bytes:
             short = (block_bytes - self.kv) / 2**30
-            raise ConfigError(f"the model does not fit: {short:.2f} GiB too little on each device ({self.words()})")
+            raise ConfigError(
+                f"the model does not fit: {short:.2f} GiB too little on each device ({self.words()}): lower "
+                "max_context or max_num_batched_tokens, or share it over more devices"
+            )
         blocks = self.kv // block_bytes
         words = f"{blocks:,} blocks of {num_layers} pages, {block_bytes / 2**20:.2f} MiB each"
         return blocks * num_layers, f"{self.words()}, {words}"

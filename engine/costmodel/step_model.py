@@ -192,6 +192,10 @@ class StepModel:
         Raises:
           ConfigError: not one page per layer fits; says by how much.
         """
-        part = self.model, self.profile, self._ops.shard, self.stage
-        budget = MemoryBudget.of(*part, fraction, max_batched_tokens, max_num_seqs)
+        budget = self.memory_budget(fraction, max_batched_tokens, max_num_seqs)
         return budget.num_pages(self.kv_bytes_per_token * page_size, self._layers)
+
+    def memory_budget(self, fraction: float, max_batched_tokens: int, max_num_seqs: int) -> MemoryBudget:
+        """What each device's memory holds. Raises ConfigError for a fraction outside (0, 1]."""
+        part = self.model, self.profile, self._ops.shard, self.stage
+        return MemoryBudget.of(*part, fraction, max_batched_tokens, max_num_seqs)

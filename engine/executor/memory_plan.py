@@ -133,7 +133,7 @@ def make_memory_plan(
     if native:
         slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
     arena = (pages + chunk) * page_bytes
-    _check_room(arena, config, device)
+    _check_room(arena, weights + transient, config, device)
     host_note = host_tier_note(config, page_bytes * config.tensor, layers)
     return MemoryPlan(
         num_pages=pages,
@@ -157,10 +157,17 @@ def make_memory_plan(
     )
 
 
-def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
-    """Raises ConfigError when the device has no room for the arena, or the host none for its tier."""
+def _check_room(arena: int, fixed: int, config: EngineConfig, device: Any) -> None:
+    """Raises ConfigError when the device has no room for the arena, beside `fixed` bytes where nothing is loaded that
+    would find out, or the host none for its tier."""
     on_cpu, host_bytes = device.platform == "cpu", config.cache.host_bytes
     room = _available_host_bytes() // config.tensor if on_cpu else _limit(device) or arena
+    if device.platform == "sim" and fixed + arena > room:
+        raise ConfigError(
+            f"the model does not fit: {(fixed + arena - room) / 2**30:,.2f} GiB too little on each "
+            f"{device.device_kind} of {room / 2**30:,.2f} GiB for {fixed / 2**30:,.2f} GiB of weights and a KV pool of "
+            f"{arena / 2**30:,.2f} GiB: lower num_pages or device_bytes, or share it over more devices"
+        )
     if arena > room:
         raise ConfigError(
             f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "

@@ -18,6 +18,7 @@ from engine.memory.host import HostTier
 from engine.memory.pages import PagePool
 from engine.memory.staged import StagedPool
 from engine.memory.stores import make_store, paged_store
+from engine.request import SamplingParams
 from experiments.replay import Observer, StopFlag, replay
 from experiments.workloads import WorkloadRequest
 from tests.engine.executor.flat_cost import FlatCost
@@ -150,6 +151,30 @@ def test_and_so_it_is_in_a_pipeline(policy, spare, **case):
     """Two stages with pools of their own: steps overlap, rows wait for their own tokens only."""
     requests, make = load(policy, **case)
     same_at_once_as_step_by_step(lambda: make(store="staged", stages=2, spare=spare), requests)
+
+
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@quick
+@given(**LOADS, think=st.sampled_from([0.0, 0.25]), turns=st.integers(2, 4))
+def test_and_so_it_is_when_ends_bring_requests(policy, think, turns, **case):
+    """A closed loop: a turn of a session is due its think time after the former one has ended."""
+    requests, make = load(policy, **case)
+    requests = [
+        dataclasses.replace(r, session=str(i // turns), turn=i % turns, think_s=think) for i, r in enumerate(requests)
+    ]
+    metrics, steps, last, _ = outcome(make(), requests, fast=True)
+    metrics_0, steps_0, last_0, _ = outcome(make(), requests, fast=False)
+    assert metrics == metrics_0
+    assert steps == steps_0
+    assert last == last_0
+
+
+def test_a_promise_ends_with_the_replay():
+    """Whoever drives the engine by hand after a replay gets one step at a time."""
+    engine = sim_engine(FlatCost())
+    outcome(engine, [WorkloadRequest("a", 0.0, 16, 100)], fast=True)
+    engine.add_request([1] * 8, SamplingParams(max_tokens=50))
+    assert sum(len(out.new_token_ids) for _ in range(4) for out in engine.step()) <= 4
 
 
 @pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
