@@ -341,33 +341,35 @@ class Engine:
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
-        num_tokens = num_finished = 0
+        num_late = num_finished = 0
+        end, tokens, finished = result.end, result.tokens.tolist(), Phase.FINISHED
         extras = result.logits is not None or result.logprobs is not None
-        listened = self.partial_outputs or bool(self._inboxes)
-        end = result.end
-        for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
+        eventful = extras or self.partial_outputs or bool(self._inboxes)  # of a row that just goes on, too
+        for row, (request, lost) in enumerate(step.rows):
             if request.lost > lost:  # computed from KV that never arrived
+                num_late += 1
                 continue
             request.in_flight -= 1
-            if request.phase is Phase.FINISHED:
+            if request.phase is finished:
+                num_late += 1
                 continue
-            request.output.append(token)
+            output = request.output
+            output.append(tokens[row])
             request.token_times.append(end)
-            num_tokens += 1
+            may_end = request.may_stop or len(output) >= request.max_output
+            if not (may_end or eventful):
+                continue
             if extras:
                 self._keep_extras(request, result, row)
-            reason = None
-            if request.may_stop or len(request.output) >= request.max_output:
-                reason = end_reason(request)
+            reason = end_reason(request) if may_end else None
             if reason:
                 self._finish(request, reason, end)
                 num_finished += 1
-            if reason or listened:
-                self._hand_out(request, 1, bool(reason))
+            self._hand_out(request, 1, bool(reason))
         if self.config.debug_checks:
             self.state.check()
-        num_late = len(step.rows) - num_tokens
-        self._log(step, result, num_tokens + step.passed * len(step.rows), num_finished, num_late)
+        num_tokens = (step.passed + 1) * len(step.rows) - num_late
+        self._log(step, result, num_tokens, num_finished, num_late)
 
     def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
         """What a row brought besides its token."""
