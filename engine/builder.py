@@ -33,8 +33,8 @@ def build_engine(cls: type[Engine], path_or_preset: str, config: EngineConfig) -
     _enable_compilation_cache(config)
     # Sizes first: what cannot work is refused before any weight is read.
     weight_bytes, spec = device_sizes(model, config)
-    if config.cache.host_bytes and jax.process_count() > 1:
-        raise ConfigError("a host tier works in one process: set host_bytes=0, or run without a coordinator")
+    if jax.process_count() > 1:
+        distributed.check(config, jax.process_count())
     mesh = tensors.device_mesh(config.tensor)
     page_bytes = spec.page_bytes // config.tensor
     memory = make_memory_plan(model, config, weight_bytes, page_bytes, mesh.devices.flat[0])
@@ -90,10 +90,8 @@ def assemble(
     clock, kind = WallClock(), distributed.LeadingExecutor if jax.process_count() > 1 else JaxExecutor
     store, executor = _executor(kind, model, params, config, mesh, spec, memory, clock)
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
-    if memory.context_note:
-        logging.warning("context is %d tokens: %s", memory.max_context, memory.context_note)
-    if memory.slots_note:
-        logging.warning("max_num_seqs is %d: %s", memory.num_slots, memory.slots_note)
+    for line in memory.warnings():
+        logging.warning("%s", line)
     if config.precompile:
         engine.warmup()
     return engine

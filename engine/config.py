@@ -208,6 +208,11 @@ class SimConfig:
         _require(self.link_sharing in LINK_SHARING, f"link_sharing {self.link_sharing!r}; known: {known}")
 
 
+def _changed(sim: SimConfig) -> str:
+    """The first setting that is not the default, as name=value."""
+    return next((f"{k}={v}" for k, v in vars(sim).items() if v != getattr(SimConfig, k)), "")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Everything a run needs besides the weights. `EngineConfig()` works on any machine."""
@@ -239,6 +244,10 @@ class EngineConfig:
             f"max_context must be >= 2, got {self.max_context}",
         )
         _require(self.executor in EXECUTORS, f"executor {self.executor!r}; known: {', '.join(EXECUTORS)}")
+        _require(
+            self.executor == "sim" or self.sim == SimConfig(),
+            f"{_changed(self.sim)} is simulated only: set executor=sim, or leave it out",
+        )
         _require(self.dtype is None or self.dtype in DTYPES, f"dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         _require(1 <= self.tensor <= 1024, f"tensor must be in [1, 1024] devices, got {self.tensor}")
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")

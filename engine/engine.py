@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.clock import Clock
 from engine.config import EngineConfig, ModelConfig
-from engine.errors import RequestError
+from engine.errors import PolicyError, RequestError
 from engine.executor.protocol import Executor, FastForward
 from engine.intake import Intake, Prompt
 from engine.memory.moves import Copy
@@ -78,14 +78,15 @@ class Engine:
         self._copies: list[Copy] = []  # that ended since the last step record
         self._in_flight: deque[InFlight] = deque()
         self._steps_ahead = 0  # submitted and not collected: as many as `_in_flight` stands for
+        self._idle: tuple[int, ...] | None = None  # where the last plan with nothing to run left things
         self._live: dict[str, Request] = {}
         self._inboxes: dict[str, deque[RequestOutput]] = {}  # of requests that `generate` or `stream` wait for
         self._unclaimed: list[RequestOutput] = []  # of everybody else's, until the next `step`
         self._arrivals = 0
-        self._intake = Intake(model, store, memory.max_context, tokenizer, source)
+        self._intake = Intake(model, store, memory.max_context, source, config.executor == "sim")
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
-        self.quiet_until = -math.inf  # a driver's word that no request comes and none is aborted before this time
+        self._quiet_until, self._ends_bring_requests = -math.inf, False  # see `promise_quiet`
         self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
         self.reads_prompts = self._fast_forward is None  # a simulation only asks how long they are
 
@@ -117,6 +118,15 @@ class Engine:
         """Usable pages of the device tier, all layers."""
         return self.store.num_pages
 
+    def promise_quiet(self, until: float = -math.inf, *, ends_bring_requests: bool = False) -> None:
+        """A driver's word that no request comes and none is aborted before `until` (seconds on `clock`), so that a
+        virtual clock may pass many steps at once. It holds until the next one; without arguments it is taken back.
+
+        Args:
+          ends_bring_requests: but the end of a request may bring another at any time (a closed loop).
+        """
+        self._quiet_until, self._ends_bring_requests = until, ends_bring_requests
+
     def memory_table(self) -> str:
         """Where the device's memory goes, for people."""
         return self.memory.table()
@@ -143,12 +153,12 @@ class Engine:
         if not isinstance(priority, int):
             raise RequestError(f"priority must be an integer, got {priority!r}")
         now = self.clock.now()
-        tokens = self._intake.tokens(prompt)
+        tokens = self._intake.tokens(prompt, self.tokenizer)
         max_length = min(len(tokens) + params.max_tokens, self.max_context)
         request_id = request_id if request_id is not None else f"request-{self._arrivals}"
         if request_id in self._live:
             raise RequestError(f"request id {request_id!r} is in use")
-        self._intake.refuse_impossible(tokens, params, max_length)
+        self._intake.refuse_impossible(tokens, params, max_length, self.tokenizer)
         seed = params.seed if params.seed is not None else (self.config.seed * 1_000_003 + self._arrivals) % 2**31
         request = Request(
             request_id,
@@ -191,7 +201,11 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Collects one step, after submitting up to `async_depth` more. Returns an output for every request that got a
         token, in it or in a step that `generate` or `stream` ran meanwhile; their own requests' outputs go to them.
-        Nothing when there is no work."""
+        Nothing when there is no work.
+
+        Raises:
+          PolicyError: requests are left, nothing is in flight, and the policy schedules none of them.
+        """
         self._advance()
         outputs, self._unclaimed = self._unclaimed, []
         return outputs
@@ -205,6 +219,8 @@ class Engine:
                 pass
             if not self._in_flight and self.store.copies_in_flight:  # nothing can run before one of them lands
                 self._account_copies(self.executor.wait_for_copies())
+            elif not self._in_flight and self._live:
+                self._check_progress()
             if self._in_flight and self._in_flight[0].left > 1:
                 self._pass_steps(self._in_flight[0])
             elif self._in_flight:
@@ -216,6 +232,20 @@ class Engine:
             raise
         finally:
             self._drop_blocks()
+
+    def _check_progress(self) -> None:
+        """The plan was empty, though nothing is in flight that could change what the policy sees. It may have preempted
+        instead of scheduling; a second one that finds things as the first left them would come for ever."""
+        state, store = self.state, self.store
+        idle = (state.step, len(state.waiting), len(state.running), len(state.swapped), store.num_free_pages)
+        if idle == self._idle:
+            _, waiting, running, swapped, free = idle
+            raise PolicyError(
+                f"policy {self.config.scheduler.policy!r} schedules none of {len(self._live)} requests, though nothing "
+                f"is in flight: {waiting} waiting, {running} running, {swapped} swapped out, {free} of "
+                f"{store.num_pages} pages free"
+            )
+        self._idle = idle
 
     def _recover(self) -> None:
         """Forgets the steps in flight and puts every running sequence back in the queue, oldest first. What was swapped
@@ -237,9 +267,12 @@ class Engine:
         """Plans and submits one step. False when there is nothing to run before a step in flight is collected."""
         unmapped = self.store.unmapped_pages() if self.config.poison else None
         plan = self.policy.plan(self.clock.now())
+        if not isinstance(plan, Plan):
+            policy = self.config.scheduler.policy
+            raise PolicyError(f"policy {policy!r}: plan must return what state.make_plan returns, got {plan!r}")
         if plan.empty:
             return False
-        if self._fast_forward is not None and self.clock.now() < self.quiet_until:
+        if self._fast_forward is not None and self.clock.now() < self._quiet_until:
             plan = self._repeated(plan, self._fast_forward)
         rows = []
         for request in self.state.owners(plan.sampled_slots):
@@ -264,8 +297,10 @@ class Engine:
 
     def _repeated(self, plan: Plan, executor: FastForward) -> Plan:
         """The plan for as many steps as are like it, when the policy can tell and the executor can pass them."""
+        if self._ends_bring_requests and len(plan.decode_slots) != len(self.state.running):
+            return plan  # a request ends with the step in flight
         limit = self._horizon(plan)
-        count = executor.repeats(plan, limit, self.quiet_until) if limit > 1 else 1
+        count = executor.repeats(plan, limit, self._quiet_until) if limit > 1 else 1
         return repeated(self.state, plan, count) if count > 1 else plan
 
     def _pass_steps(self, step: InFlight) -> None:
@@ -306,33 +341,35 @@ class Engine:
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
-        num_tokens = num_finished = 0
+        num_late = num_finished = 0
+        end, tokens, finished = result.end, result.tokens.tolist(), Phase.FINISHED
         extras = result.logits is not None or result.logprobs is not None
-        listened = self.partial_outputs or bool(self._inboxes)
-        end = result.end
-        for row, ((request, lost), token) in enumerate(zip(step.rows, result.tokens.tolist(), strict=True)):
+        eventful = extras or self.partial_outputs or bool(self._inboxes)  # of a row that just goes on, too
+        for row, (request, lost) in enumerate(step.rows):
             if request.lost > lost:  # computed from KV that never arrived
+                num_late += 1
                 continue
             request.in_flight -= 1
-            if request.phase is Phase.FINISHED:
+            if request.phase is finished:
+                num_late += 1
                 continue
-            request.output.append(token)
+            output = request.output
+            output.append(tokens[row])
             request.token_times.append(end)
-            num_tokens += 1
+            may_end = request.may_stop or len(output) >= request.max_output
+            if not (may_end or eventful):
+                continue
             if extras:
                 self._keep_extras(request, result, row)
-            reason = None
-            if request.may_stop or len(request.output) >= request.max_output:
-                reason = end_reason(request)
+            reason = end_reason(request) if may_end else None
             if reason:
                 self._finish(request, reason, end)
                 num_finished += 1
-            if reason or listened:
-                self._hand_out(request, 1, bool(reason))
+            self._hand_out(request, 1, bool(reason))
         if self.config.debug_checks:
             self.state.check()
-        num_late = len(step.rows) - num_tokens
-        self._log(step, result, num_tokens + step.passed * len(step.rows), num_finished, num_late)
+        num_tokens = (step.passed + 1) * len(step.rows) - num_late
+        self._log(step, result, num_tokens, num_finished, num_late)
 
     def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
         """What a row brought besides its token."""
@@ -375,6 +412,8 @@ class Engine:
                 host_bytes=self.store.num_host_pages * self.memory.page_bytes,
                 mapped_pages=self.store.num_mapped_pages,
                 copies=copies,
+                device_start=result.device_start,
+                device_end=result.device_end,
                 **traffic,
             )
         )

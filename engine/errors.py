@@ -25,5 +25,9 @@ class OutputError(FolioError):
     """Something that cannot be written: names the file and the reason, such as a full disk."""
 
 
+class PolicyError(FolioError):
+    """A policy that breaks its protocol: names the policy and what it did."""
+
+
 class OutOfPages(Exception):
     """The device tier cannot give the pages asked for; nothing was allocated. Policies test `fits` first."""

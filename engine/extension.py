@@ -1,7 +1,11 @@
-"""Names from outside the tree: `package.module:Name` or `path/to/file.py:Name`. One resolver for every flag. No JAX."""
+"""Names from outside the tree: `package.module:Name` or `path/to/file.py:Name`. One resolver for every flag. No JAX.
+
+What was loaded is remembered with the SHA-256 of its file, because no commit of ours says what it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -13,6 +17,7 @@ from typing import Any
 from engine.errors import ConfigError
 
 FORMS = "package.module:Name or path/to/file.py:Name"
+_sources: dict[str, str] = {}
 
 
 def is_external(spec: str) -> bool:
@@ -38,7 +43,30 @@ def load(spec: str, what: str) -> Any:
     if not hasattr(module, name):
         known = ", ".join(n for n in vars(module) if not n.startswith("_"))
         raise ConfigError(f"{what} {spec!r}: {place} has no {name}; it has {known or 'nothing'}")
+    if module.__spec__ is not None and module.__spec__.has_location:
+        _sources[spec] = _digest_of_code(str(module.__file__))
     return getattr(module, name)
+
+
+def record(name: str, file: Path) -> None:
+    """Remembers a file of data from outside the tree, which a setting calls `name`, as `load` does one of code."""
+    _sources[name] = _digest(file)
+
+
+def sources() -> dict[str, str]:
+    """Every name that this process took from outside, with the SHA-256 of its file: of that file, not of what it
+    imports."""
+    return dict(sorted(_sources.items()))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@lru_cache(None)
+def _digest_of_code(file: str) -> str:
+    """Read once, as the code is: a file that is changed later is not what runs."""
+    return _digest(Path(file))
 
 
 @lru_cache(None)

@@ -24,19 +24,36 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{path} cannot be written: {e.strerror}") from e
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file; until it is complete, what was there under its name stays.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` when the block ends without an exception; until then what was there
+    stays. A device is written to as it is.
 
     Raises:
       OutputError: as `writing`.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    target = path.resolve()  # a link goes on leading there
+    is_device = target.exists() and not target.is_file()
+    partial = target if is_device else target.with_name(f"{target.name}.partial")
     try:
         with writing(path):
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            yield partial
+            if not is_device:
+                partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        if not is_device:
+            with contextlib.suppress(OSError):  # it has its new name, or was never made
+                partial.unlink()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8; until it is complete, what was there under its name stays.
+
+    Raises:
+      OutputError: as `writing`.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

@@ -23,17 +23,17 @@ Prompt = str | Sequence[int] | np.ndarray
 class Intake:
     """Knows what one engine can serve."""
 
-    def __init__(self, model: ModelConfig, store: KVStore, max_context: int, tokenizer: Tokenizer | None, source: str):
-        self.model, self.store, self.max_context = model, store, max_context
-        self.tokenizer, self.source = tokenizer, source
+    def __init__(self, model: ModelConfig, store: KVStore, max_context: int, source: str, simulated: bool):
+        self.model, self.store, self.max_context, self.source = model, store, max_context, source
+        self.simulated = simulated
 
-    def tokens(self, prompt: Prompt) -> np.ndarray:
+    def tokens(self, prompt: Prompt, tokenizer: Tokenizer | None) -> np.ndarray:
         """A prompt as int32 token ids [T].
 
         Raises:
           RequestError: it is none, or has ids outside the vocabulary.
         """
-        ids = prompt_ids(prompt, self.tokenizer, self.source) if isinstance(prompt, str) else prompt
+        ids = prompt_ids(prompt, tokenizer, self.source) if isinstance(prompt, str) else prompt
         try:
             tokens = np.asarray(ids)
         except ValueError:  # rows of different lengths
@@ -48,7 +48,9 @@ class Intake:
             raise RequestError(f"token id {tokens[bad]} at position {bad} is outside the vocabulary of {vocab}")
         return tokens.astype(np.int32, copy=tokens.flags.writeable)  # the caller may change what it can write
 
-    def refuse_impossible(self, tokens: np.ndarray, params: SamplingParams, max_length: int) -> None:
+    def refuse_impossible(
+        self, tokens: np.ndarray, params: SamplingParams, max_length: int, tokenizer: Tokenizer | None
+    ) -> None:
         """Raises RequestError for what can never be served. `max_length`: of prompt and output together."""
         if len(tokens) >= self.max_context:
             raise RequestError(
@@ -60,7 +62,9 @@ class Intake:
             bad = [t for t in getattr(params, name) if not 0 <= t < vocab]
             if bad:
                 raise RequestError(f"{name} {bad[0]} is outside the vocabulary of {vocab}")
-        check_stop_strings(params, self.tokenizer, self.source)
+        check_stop_strings(params, tokenizer, self.source)
+        if params.logprobs is not None and self.simulated:
+            raise RequestError("logprobs: a simulated request has none")
         if (params.logprobs or 0) > vocab:
             raise RequestError(f"logprobs={params.logprobs} is more than the vocabulary of {vocab}")
         if not self.store.can_ever_hold(max_length - 1):  # the last token's KV is never needed

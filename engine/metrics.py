@@ -33,6 +33,7 @@ class RequestMetrics:
     e2e_s: float | None  # finished - t0
     max_gap_s: float | None  # largest of itl_s: stalls that hide in a TPOT
     num_preemptions: int
+    num_swaps: int = 0  # of the preemptions, those that moved its KV to the host; after the others it was recomputed
 
     @classmethod
     def from_request(cls, request: Request) -> RequestMetrics:
@@ -55,6 +56,7 @@ class RequestMetrics:
             e2e_s=None if request.finished is None else request.finished - t0,
             max_gap_s=max(gaps, default=None),
             num_preemptions=request.num_preemptions,
+            num_swaps=request.num_swaps,
         )
 
 
@@ -84,6 +86,8 @@ class StepRecord:
     mapped_pages: int = 0  # for tokens; neither free nor mapped: reserved and empty
     copies: tuple[Copy, ...] = ()  # behind bytes and seconds, one by one
     num_tokens: int = 0  # that requests got
+    device_start: float | None = None  # when the device could begin: dispatched, and the step before had finished
+    device_end: float | None = None  # when it had finished; what lies between two steps it was idle. None: no device
     repeat: int = (
         1  # steps alike that this one record stands for, `step` the first: a virtual clock passes them at once
     )

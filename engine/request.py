@@ -52,7 +52,7 @@ class SamplingParams:
         hot = self.temperature
         require(hot == 0 or 1e-4 <= hot <= 1e4, f"temperature must be 0 (greedy) or in [1e-4, 1e4], got {hot!r}")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p!r}")
-        require(0 <= self.min_p < 1, f"min_p must be in [0, 1), got {self.min_p!r}")
+        require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], got {self.min_p!r}")
         integer("top_k", 0)
         integer("max_tokens", 1)
         integer("min_tokens", 0, int(self.max_tokens) + 1)
@@ -108,6 +108,7 @@ class Request:
     scheduled: float | None = None  # when its first prefill was submitted
     finished: float | None = None
     num_preemptions: int = 0
+    num_swaps: int = 0  # preemptions that moved its KV to the host; the others dropped it
     logits: list[np.ndarray] = field(default_factory=list)  # float32 [V] per token, with capture_logits
     logprobs: list[np.ndarray] = field(default_factory=list)  # device rows, see `engine.logprobs`
     text: OutputText | None = None  # decoded as it grows, for stop strings and streams

@@ -12,19 +12,27 @@ from engine.clock import VirtualClock
 from engine.config import EngineConfig
 from engine.costmodel.device import DeviceProfile, load_device
 from engine.costmodel.measured_steps import with_measured_steps
+from engine.costmodel.stages import Stage
 from engine.costmodel.step_model import StepModel
+from engine.errors import ConfigError
 from engine.executor.link import LINKS, Link
-from engine.executor.memory_plan import MemoryPlan, make_memory_plan
+from engine.executor.memory_plan import MemoryPlan, host_tier_note, make_memory_plan, merge_stages
+from engine.executor.pipeline_executor import PipelineExecutor
 from engine.executor.sim_executor import SimExecutor
 from engine.memory.blocks import BlockStore
 from engine.memory.host import HostTier
+from engine.memory.pages import PagePool
+from engine.memory.staged import StagedPool
 from engine.memory.store import KVStore
-from engine.memory.stores import make_store
+from engine.memory.stores import make_store, paged_store
 from engine.models.source import resolve
 from engine.scheduler.policy import token_budget
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+
+
+ON_A_DEVICE = ("attention_backend", "deterministic", "precompile")  # settings of programs that are not run here
 
 
 @dataclass(frozen=True)
@@ -52,43 +60,92 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     """
     model, _, tokenizer = resolve(path_or_preset, config)
     profile = load_device(config.sim.device, config.sim.stack)
-    cost = StepModel(model, profile, tensor=config.tensor, kernels=config.sim.kernels)
-    page_bytes = cost.kv_bytes_per_token // model.num_layers * config.cache.page_size
-    sized, derivation = _sized(config, cost)
-    memory = make_memory_plan(model, sized, cost.weight_bytes, page_bytes, SimDevice(profile))
-    memory = dataclasses.replace(memory, pages_note=derivation)
-    store = sim_store(config, memory, model.num_layers, page_bytes * config.tensor)
+    stages = [
+        StepModel(model, profile, tensor=config.tensor, kernels=config.sim.kernels, stage=stage)
+        for stage in Stage.split(model, config.sim.pipeline)
+    ]
+    page_bytes = stages[0].kv_bytes_per_token // stages[0].model.num_layers * config.cache.page_size
+    memory = merge_stages([_stage_memory(config, cost, page_bytes, model.num_layers) for cost in stages])
+    if memory.stages:  # a sequence is swapped with its layers of all stages
+        note = host_tier_note(config, page_bytes * config.tensor, model.num_layers)
+        memory = dataclasses.replace(memory, host_note=note)
+    store = sim_store(config, memory, [cost.model.num_layers for cost in stages], page_bytes * config.tensor)
+    if memory.stages and store.num_pages < memory.num_pages:
+        note = f"{store.num_pages:,} are of use while a sequence's layers stay together: the fullest stage decides"
+        memory = dataclasses.replace(memory, pages_note=note)
     clock = VirtualClock()
-    links = [make_link(config, profile) for _ in ("in", "out")]
-    cost = with_measured_steps(cost, config, memory.num_slots)
-    executor = SimExecutor(cost, config, clock, page_bytes * config.tensor, *links)
+    links = [(make_link(config, profile), make_link(config, profile)) for _ in stages]
+    if len(stages) == 1:
+        cost = with_measured_steps(stages[0], config, memory.num_slots)
+        executor = SimExecutor(cost, config, clock, page_bytes * config.tensor, *links[0])
+    else:
+        executor = PipelineExecutor(stages, config, clock, page_bytes * config.tensor, links)
+    for line in memory.warnings():
+        logging.warning("%s", line)
+    if no_effect := [name for name in ON_A_DEVICE if getattr(config, name)]:
+        logging.warning("without effect on a virtual clock: %s", ", ".join(no_effect))
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)
 
 
-def sim_store(config: EngineConfig, memory: MemoryPlan, num_layers: int, page_bytes: int) -> KVStore:
-    """The store, without what only a device needs. `page_bytes`: of a page, all devices together."""
-    cache, context = config.cache, memory.max_context
+def sim_store(config: EngineConfig, memory: MemoryPlan, layers: list[int], page_bytes: int) -> KVStore:
+    """The store, without what only a device needs.
+
+    While all layers of a sequence stay together, the stage with room for the fewest decides what fits, as in vLLM: what
+    the others have more is of no use, and the books are of blocks.
+
+    Args:
+      layers: how many each pipeline stage has.
+      page_bytes: of a page, all devices of a stage together.
+    """
+    cache, chunk, stages = config.cache, memory.pages_per_chunk, memory.stages or (memory,)
     host = HostTier(cache.host_bytes // page_bytes) if cache.host_bytes else None
-    if cache.store == "paged" and memory.pages_per_chunk == 1 and not cache.transient_pages:
-        return BlockStore(memory.num_pages, num_layers, memory.num_slots, cache.page_size, context, host)
-    sizes = memory.num_pages, num_layers, memory.pages_per_chunk, memory.num_slots, cache.page_size, context
-    store = make_store(cache.store, *sizes, host, cache.transient_pages)
+    sequences = memory.num_slots, cache.page_size, memory.max_context, host
+    if cache.store == "paged" and chunk == 1 and not cache.transient_pages:
+        blocks = min(plan.num_pages // n for plan, n in zip(stages, layers, strict=True))
+        return BlockStore(blocks * sum(layers), sum(layers), *sequences)
+    if cache.store == "paged" and memory.stages:
+        pools = [PagePool(plan.num_pages, n, chunk) for plan, n in zip(stages, layers, strict=True)]
+        store: KVStore = paged_store(StagedPool(pools), *sequences, cache.transient_pages)
+    else:
+        store = make_store(cache.store, memory.num_pages, sum(layers), chunk, *sequences, cache.transient_pages)
     store.device_table = False
     return store
 
 
 def make_link(config: EngineConfig, profile: DeviceProfile) -> Link:
-    """One direction of the links between the devices, all together, and the host: each carries its own share."""
+    """One direction of the links between a stage's devices, all together, and the host: each carries its own share."""
     gbs = config.link_gbs or profile.hardware.link_gbs * config.tensor
     return LINKS[config.sim.link_sharing](gbs * 1e9, profile.hardware.link_latency_us * 1e-6)
 
 
-def _sized(config: EngineConfig, cost: StepModel) -> tuple[EngineConfig, str]:
-    """The configuration with a page count, and how it came about when it was not given."""
+def _stage_memory(config: EngineConfig, cost: StepModel, page_bytes: int, num_layers: int) -> MemoryPlan:
+    """Sizes of the devices of one stage out of `num_layers` layers.
+
+    Raises:
+      ConfigError: as `make_memory_plan`; names the layers unless they are all.
+    """
+    layers = cost.stage.layers
+    try:
+        sized, derivation = _sized(config, cost, num_layers)
+        memory = make_memory_plan(cost.model, sized, cost.weight_bytes, page_bytes, SimDevice(cost.profile))
+    except ConfigError as error:
+        if len(layers) == num_layers:
+            raise
+        raise ConfigError(f"the stage of layers {layers.start} to {layers.stop - 1}: {error}") from None
+    budget = cost.memory_budget(config.cache.device_fraction or 0.9, memory.max_batched_tokens, memory.num_slots)
+    return dataclasses.replace(memory, pages_note=derivation, activation_peak=budget.activations)
+
+
+def _sized(config: EngineConfig, cost: StepModel, num_layers: int) -> tuple[EngineConfig, str]:
+    """The configuration with a page count for a stage out of `num_layers` layers, and how it came about when it was not
+    given."""
     cache, limits = config.cache, config.scheduler
-    if cache.num_pages is not None or cache.device_bytes is not None:
+    if cache.num_pages is not None:
+        share = cache.num_pages * cost.model.num_layers // num_layers
+        return dataclasses.replace(config, cache=dataclasses.replace(cache, num_pages=share)), ""
+    if cache.device_bytes is not None:
         return config, ""
     context = min(config.max_context or cost.model.max_context, cost.model.max_context)
     pages, derivation = cost.num_pages(

@@ -118,6 +118,8 @@ def summarise(run: Outcomes, window: Window, slo: Slo | None = None) -> dict[str
         "output_throughput": _rate(outputs, window.seconds),
         "total_token_throughput": _rate(inputs + outputs, window.seconds),
         "total_preemptions": sum(m.num_preemptions for m in cohort),
+        "swapped_preemptions": sum(m.num_swaps for m in cohort),
+        "recomputed_preemptions": sum(m.num_preemptions - m.num_swaps for m in cohort),
         "preempted_requests": sum(m.num_preemptions > 0 for m in cohort),
     }
     for part in PARTS:

@@ -25,11 +25,13 @@ from absl import flags
 
 from engine.config import to_dict
 from engine.errors import ConfigError
+from engine.files import write_whole, writing
 from experiments import checkpoints, common_flags, environment
 from experiments.measure import Side, Timing, our_side
 from experiments.peer import Peer
 from experiments.tables import format_table, rounded
 
+flags.declare_key_flag("out")
 BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Batch sizes.")
 PROMPTS = flags.DEFINE_list("prompts", ["128", "1024"], "Prompt lengths in tokens.")
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 32, "Tokens produced per sequence.", lower_bound=2)
@@ -116,7 +118,8 @@ def main() -> int:
     name, config = common_flags.given_model() or DEFAULT_MODEL, common_flags.engine_config_from_flags()
     prompts, batches = sizes("prompts", PROMPTS.value), sizes("batches", BATCHES.value)
     out = common_flags.out_directory("bench_engine")
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     directory = Path(name) if Path(name).is_dir() else checkpoints.exported(name, out, config.seed)
     engine = common_flags.load_engine(str(directory), config)
     sides: dict[str, Side] = {"folio": our_side(engine)}
@@ -142,7 +145,7 @@ def main() -> int:
         **environment.describe(),
     }
     line = headline(name, cells)
-    (out / "bench_engine.json").write_text(json.dumps({**line, "cells": cells, **about}, indent=2) + "\n")
+    write_whole(out / "bench_engine.json", json.dumps({**line, "cells": cells, **about}, indent=2) + "\n")
     print(f"\n{table(cells)}\nresults in {out}")
     print(json.dumps(line))
     return 0

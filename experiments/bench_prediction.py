@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from engine.config import EngineConfig, to_dict
+from engine.config import EngineConfig, SimConfig, to_dict
 from engine.costmodel.measured_steps import make_packer
 from engine.costmodel.step_model import StepModel
 from engine.executor.sim_executor import work_of
 from engine.files import write_whole
 from engine.models.source import resolve
 from experiments import bench_policies, common_flags, environment, quiet, workloads
-from experiments.bench_policies import laid_over, measure
+from experiments.bench_policies import measure
+from experiments.common_flags import laid_over
 from experiments.prediction import METRICS, Cell, Gate, Step, gates, repeat_errors, step_errors
 from experiments.quiet import Others
 from experiments.replay import StopFlag, stop_on_signals
+from experiments.run_record import claim
 from experiments.tables import format_table, rounded
 from experiments.workloads import WorkloadRequest
 from experiments.workloads.frozen import workload_hash
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 flags.adopt_module_key_flags(bench_policies)
 flags.adopt_module_key_flags(quiet)
+FILE = "prediction.json"
 Workloads = dict[str, list[WorkloadRequest]]
 Run = tuple[dict[str, Any], list[Step]]  # the summary, with the share of the CPUs that `others` took; the steps
 
@@ -57,7 +60,7 @@ class StepLog:
     def collect(self, ticket: Any) -> Any:
         """Waits for a step and notes it."""
         result = self._executor.collect(ticket)
-        self.steps.append(Step(work_of(ticket.plan), result.start, result.end))
+        self.steps.append(Step(work_of(ticket.plan.decode_positions, ticket.plan.prefills), result.start, result.end))
         return result
 
 
@@ -65,7 +68,7 @@ def real_engines(model: str, configs: dict[str, EngineConfig]) -> dict[str, Engi
     """Warm engines that note their steps."""
     engines = {}
     for spec, config in configs.items():
-        engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax"))
+        engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax", sim=SimConfig()))
         engine.warmup()
         engine.executor = StepLog(engine.executor)
         engines[spec] = engine
@@ -204,11 +207,10 @@ def compare(
 
 def main() -> int:
     """The program."""
-    model, config = common_flags.required_model(), common_flags.engine_config_from_flags()
+    model, config = common_flags.required_model(), common_flags.engine_config_from_flags(executor="sim")
     configs = {spec: laid_over(config, spec) for spec in bench_policies.ENGINES.value}
     loads = {source: workloads.build(source) for source in bench_policies.WORKLOADS.value}
-    out = common_flags.out_directory("prediction")
-    out.mkdir(parents=True, exist_ok=True)
+    file = claim(common_flags.out_directory("prediction"), common_flags.OVERWRITE.value, (FILE,)) / FILE
     with stop_on_signals() as stop:
         found = compare(model, configs, loads, bench_policies.REPEATS.value, config.seed, Others.from_flags(), stop)
     if found is None:
@@ -225,7 +227,7 @@ def main() -> int:
         "engine": to_dict(config),
         **environment.describe(),
     }
-    write_whole(out / "prediction.json", json.dumps(record, indent=1) + "\n")
+    write_whole(file, json.dumps(record, indent=1) + "\n")
     line = {"bench": "prediction", "model": model, "cells": len(rows), **{k: rounded(v) for k, v in overall.items()}}
     print(json.dumps(line | {"gates": {g.name: g.passed for g in judged}}))
     return 128 + 2 if stop.signal else 0

@@ -35,6 +35,8 @@ from experiments.tables import format_table, rounded
 if TYPE_CHECKING:
     from engine.engine import Engine
 
+flags.declare_key_flag("out")
+flags.declare_key_flag("overwrite")
 SECONDS = flags.DEFINE_float("seconds", 90.0, "For timing steps; ops get a third of it on top.", lower_bound=0.1)
 flags.adopt_module_key_flags(quiet)
 NAME = flags.DEFINE_string("name", None, "Of the device. Default: the name of --out.")

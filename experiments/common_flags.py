@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 
-from engine.config import DTYPES, EXECUTORS, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict
+from engine.config import DTYPES, EXECUTORS, ORDERS, PREEMPTIONS, STORES, EngineConfig, from_dict, to_dict
 from engine.config import LINK_SHARING as LINK_DISCIPLINES
 from engine.errors import ConfigError, FolioError
 from engine.presets import find_model
@@ -167,13 +167,13 @@ EXECUTOR = flags.DEFINE_enum(
     "executor", DEFAULTS.executor, EXECUTORS, "jax: this machine's devices; sim: a virtual clock and a cost model."
 )
 DEVICE = flags.DEFINE_string(
-    "device", DEFAULTS.sim.device, "What --executor=sim stands in for: a name, FILE.json, package.module:Name."
+    "device", None, "What --executor=sim stands in for: a name (default h100), FILE.json, package.module:Name."
 )
 STACK = flags.DEFINE_string("stack", None, "Kernel stack whose constants are used. Default: the device's.")
 KERNELS = flags.DEFINE_string("kernels", None, "Attention kernels to simulate. Default: the stack's.")
-PIPELINE = flags.DEFINE_integer("pipeline", DEFAULTS.sim.pipeline, "Simulated pipeline stages, each with its own pool.")
+PIPELINE = flags.DEFINE_integer("pipeline", None, "Simulated pipeline stages, each with its own pool. Default: 1.")
 LINK_SHARING = flags.DEFINE_enum(
-    "link_sharing", DEFAULTS.sim.link_sharing, LINK_DISCIPLINES, "How simulated copies of one direction share the link."
+    "link_sharing", None, LINK_DISCIPLINES, "How simulated copies of one direction share the link. Default: ps."
 )
 
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
@@ -183,7 +183,9 @@ TENSOR = flags.DEFINE_integer(
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of this process when others lend it their devices (experiments/follow.py)."
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes that share the model, with --coordinator.")
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes that share the model, with --coordinator. Default: 2."
+)
 DTYPE = flags.DEFINE_enum("dtype", None, sorted(DTYPES), "Of weights, activations and KV. Default: the model's.")
 SEED = flags.DEFINE_integer("seed", DEFAULTS.seed, "Of random weights and of requests without a seed.")
 DETERMINISTIC = flags.DEFINE_bool(
@@ -217,15 +219,16 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
-# What --help shows, besides the program's own; --helpfull shows all.
+# What --help shows of them, besides the program's own; --helpfull shows all. In bold in README.md.
 KEY_FLAGS = (
-    MODEL, OUT, CONFIG, EXECUTOR, DEVICE, POLICY, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE, MAX_NUM_SEQS,
-    MAX_NUM_BATCHED_TOKENS, SEED,
+    MODEL, CONFIG, EXECUTOR, DEVICE, POLICY, PREEMPTION, STORE, NUM_PAGES, DEVICE_BYTES, HOST_BYTES, PAGE_SIZE,
+    MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, SEED,
 )  # fmt: skip
 
 
-def engine_config_from_flags() -> EngineConfig:
-    """The EngineConfig that the flags describe: defaults, under --config, under flags that were given.
+def engine_config_from_flags(**fixed: Any) -> EngineConfig:
+    """The EngineConfig that the flags describe: defaults, under --config, under flags that were given, under the fields
+    that a program fixes.
 
     The flags then hold what was resolved, so that flags.txt repeats it.
 
@@ -233,22 +236,60 @@ def engine_config_from_flags() -> EngineConfig:
       ConfigError: a value that does not validate, or two that contradict.
     """
     values = copy.deepcopy(CONFIG.value) or {}
-    for section, holders in ENGINE_FLAGS.items():
-        given = {h.name: h.value for h in holders if h.present}
-        fields = values.setdefault(section, {}) if section else values
-        if any(name in given for name in POOL_SIZES):
-            for name in POOL_SIZES:
-                fields.pop(name, None)
-        fields.update(given)
+    _lay_over(values, {h.name: h.value for holders in ENGINE_FLAGS.values() for h in holders if h.present})
     values["compilation_cache_dir"] = values.get("compilation_cache_dir", DEFAULTS.compilation_cache_dir) or None
+    if NUM_PROCESSES.value is not None and not COORDINATOR.value:
+        raise ConfigError(f"--num_processes={NUM_PROCESSES.value} needs --coordinator=HOST:PORT: where they meet")
+    values |= fixed
+    simulated = [f"--{h.name}={h.value}" for h in ENGINE_FLAGS["sim"] if h.value is not None]
+    if simulated and values.get("executor", DEFAULTS.executor) != "sim":
+        raise ConfigError(f"{simulated[0]} is for --executor=sim: give both, or leave it out")
     config = from_dict(EngineConfig, values, "--config")
     find_policy(config.scheduler.policy)
     for section, holders in ENGINE_FLAGS.items():
+        if section == "sim" and config.executor != "sim":
+            continue
         part = getattr(config, section) if section else config
         for holder in holders:
             flags.FLAGS[holder.name].value = getattr(part, holder.name)
     flags.FLAGS[COMPILATION_CACHE_DIR.name].value = config.compilation_cache_dir or ""  # unset would be the default
     return config
+
+
+def laid_over(config: EngineConfig, text: str, where: str = "--engine") -> EngineConfig:
+    """`config` under the settings in `text`, `name=value,...`, each named and written as its flag.
+
+    Args:
+      where: the flag that holds the text, for messages.
+
+    Raises:
+      ConfigError: a name that no flag of the engine has, a value that its flag would not take, or one that contradicts.
+    """
+    known, given = {h.name for holders in ENGINE_FLAGS.values() for h in holders}, {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        if name not in known or not value:
+            raise ConfigError(f"{where}={text}: {item!r} is not name=value of a flag of the engine (--helpfull)")
+        try:
+            given[name] = flags.FLAGS[name].parser.parse(value)
+        except ValueError as e:
+            raise ConfigError(f"{where}={text}: {name}: {e}") from None
+    values = to_dict(config)
+    _lay_over(values, given)
+    result = from_dict(EngineConfig, values, where)
+    find_policy(result.scheduler.policy)
+    return result
+
+
+def _lay_over(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Lays settings by flag name over those of an EngineConfig, nested; a size of the pool replaces another."""
+    for section, holders in ENGINE_FLAGS.items():
+        fields = values.setdefault(section, {}) if section else values
+        names = {h.name for h in holders} & given.keys()
+        if names & {*POOL_SIZES}:
+            for name in POOL_SIZES:
+                fields.pop(name, None)
+        fields.update({name: given[name] for name in names})
 
 
 def own_flags() -> list[flags.Flag]:
@@ -291,6 +332,11 @@ def required_model() -> str:
     return model
 
 
+def num_processes() -> int:
+    """--num_processes, or its default: unset it is not in flags.txt, where it would ask for a coordinator."""
+    return 2 if NUM_PROCESSES.value is None else NUM_PROCESSES.value
+
+
 def out_directory(program: str) -> Path:
     """--out, or results/<program>."""
     return Path(OUT.value or f"results/{program}")
@@ -305,17 +351,19 @@ def load_engine(model: str, config: EngineConfig) -> Engine:
     if COORDINATOR.value:
         from engine.executor import distributed
 
-        distributed.start(COORDINATOR.value, NUM_PROCESSES.value, process_id=0)
+        distributed.check(config, num_processes())
+        distributed.start(COORDINATOR.value, num_processes(), process_id=0)
     return Engine.from_pretrained(model, config)
 
 
-def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
+def run_main(main: Callable[..., int | None], *, takes: str = "", engine: bool = True) -> NoReturn:
     """Parses flags, runs `main()` and exits with what it returns.
 
     Args:
       main: takes no arguments; with `takes`, the list of positional ones.
-      takes: names the positional arguments of a program that reads runs instead of making one, such as `RUN ...`; it
-        has no flags of the engine in its `--help`.
+      takes: names the positional arguments of a program that has any, such as `RUN ...`.
+      engine: whether the program makes an engine of the flags. If not it declares those that it reads
+        (`flags.declare_key_flag`), and a flag that it would ignore is refused; `--out` and `--overwrite` in any case.
 
     Bad input (a flag, a file, a request: any FolioError) is one line on stderr and exit code 2. Ctrl-C is one line
     and exit code 130; what a program wrote before stays.
@@ -323,6 +371,7 @@ def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
 
     def guarded(argv: Sequence[str]) -> int:
         try:
+            _refuse_unread(engine)
             if takes:
                 return main(list(argv[1:])) or 0
             if len(argv) > 1:
@@ -333,10 +382,20 @@ def run_main(main: Callable[..., int | None], *, takes: str = "") -> NoReturn:
         except KeyboardInterrupt:
             return _complain("interrupted", EXIT_INTERRUPTED)
 
-    for holder in () if takes else KEY_FLAGS:
+    for holder in KEY_FLAGS if engine else ():
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
     app.run(guarded, flags_parser=_parse_flags)
     raise AssertionError("app.run always exits")
+
+
+def _refuse_unread(engine: bool) -> None:
+    """Raises ConfigError for a flag of this file that was given and that the program does not read."""
+    read = {f.name for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    if engine:
+        read |= {f.name for f in flags.FLAGS.flags_by_module_dict()[__name__]} - {OUT.name, OVERWRITE.name}
+    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        if flag.present and flag.name not in read:
+            raise ConfigError(f"--{flag.name} means nothing to this program (--help lists the flags)")
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -55,7 +55,7 @@ def load(path: Path, scope: str) -> list[Result]:
     """The results of a run's directory or of a bench file.
 
     Raises:
-      ConfigError: it cannot be read or holds no result.
+      ConfigError: it cannot be read, holds no result, or a figure is no number.
     """
     if path.is_dir():
         summary = _objects(path / "summary.json")[0]
@@ -63,7 +63,9 @@ def load(path: Path, scope: str) -> list[Result]:
         figures = summary if scope == "all" else summary.get("window")
         if figures is None:
             raise ConfigError(f"{path}/summary.json: no window, the run is of an earlier version: use --scope=all")
-        return [Result(str(path), figures, config.get("workload_hash"))]
+        engine = config.get("engine", {})
+        name = f"{path} (simulated {engine['sim']['device']})" if engine.get("executor") == "sim" else str(path)
+        return [_result(name, figures, config.get("workload_hash"))]
     objects = _objects(path)
     results = []
     for number, figures in enumerate(objects, 1):
@@ -71,8 +73,19 @@ def load(path: Path, scope: str) -> list[Result]:
             raise ConfigError(f"{path}: no request_throughput in result {number}: not a file of a serving bench")
         name = str(path) if len(objects) == 1 else f"{path}:{number}"
         renamed = {SGLANG.get(key, key): value for key, value in figures.items()}
-        results.append(Result(name, renamed, figures.get("workload_hash")))
+        results.append(_result(name, renamed, figures.get("workload_hash")))
     return results
+
+
+def _result(name: str, figures: dict[str, Any], workload_hash: Any) -> Result:
+    """A row whose figures are numbers, where it has any."""
+    for column in (*COUNTS, *COLUMNS):
+        value = figures.get(column)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ConfigError(f"{name}: {column} must be a number, got {str(value)[:80]!r}")
+    if workload_hash is not None and not isinstance(workload_hash, str):
+        raise ConfigError(f"{name}: workload_hash must be text, got {str(workload_hash)[:80]!r}")
+    return Result(name, figures, workload_hash)
 
 
 def check_workloads(results: list[Result]) -> None:
@@ -143,4 +156,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main, takes="RUN|FILE ...")
+    common_flags.run_main(main, takes="RUN|FILE ...", engine=False)

@@ -21,15 +21,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from engine.errors import ConfigError
 from engine.files import write_whole, writing
 from experiments import common_flags, peer_vllm, workloads
-from experiments.schedules import PAGE_SIZE, Arrival, Load, Step, VllmV1, difference, schedule
+from experiments.schedules import (
+    PAGE_SIZE,
+    Arrival,
+    Load,
+    VllmV1,
+    continued_chunks,
+    difference,
+    preempted,
+    random_load,
+    schedule,
+)
 from experiments.tables import format_table
 
+flags.declare_key_flag("out")
+flags.declare_key_flag("max_num_seqs")
+flags.declare_key_flag("max_num_batched_tokens")
+flags.declare_key_flag("order")
 VLLM_PATH = flags.DEFINE_string("vllm_path", None, "Directory in which a vLLM wheel was unpacked.")
 WORKLOADS = flags.DEFINE_multi_string("workload", [], "Workload spec; repeatable. Its token ids do not matter.")
 NUM_GPU_BLOCKS = flags.DEFINE_integer(
@@ -47,7 +60,6 @@ SYNTHETIC = {
         "synthetic:num=120,rate=20,prompt=uniform:5:150,output=uniform:20:300,priorities=4", 80, 64, 96, "priority",
     ),
 }  # fmt: skip
-RANDOM_REQUESTS = 20
 
 
 @dataclass(frozen=True)
@@ -71,19 +83,6 @@ def from_workload(name: str, spec: str, *limits: Any) -> Case:
         for r in workloads.build(spec)
     )
     return Case(name, spec, (Load(tuple(arrivals), *limits),))
-
-
-def random_load(seed: int, order: str) -> Load:
-    """A small load in which every limit is hit: as many tokens as one request can have are as likely as few."""
-    rng = np.random.default_rng(seed)
-    num_blocks = int(rng.integers(2, 25))
-    lengths = rng.integers(2, num_blocks * PAGE_SIZE + 2, RANDOM_REQUESTS)  # of prompt and output together
-    prompts = np.maximum(rng.integers(1, lengths), lengths - 100)
-    steps = np.cumsum(rng.integers(0, 10, RANDOM_REQUESTS))
-    priorities = rng.integers(0, 3, RANDOM_REQUESTS)
-    columns = np.stack([steps, prompts, lengths - prompts, priorities], 1).tolist()
-    limits = int(rng.integers(1, 17)), int(rng.integers(1, 301))
-    return Load(tuple(Arrival(*row) for row in columns), num_blocks, *limits, order)
 
 
 def cases() -> Iterator[Case]:
@@ -126,16 +125,6 @@ def compare(case: Case, vllm: Any) -> dict[str, Any]:
     return row
 
 
-def preempted(steps: list[Step]) -> int:
-    """Preemptions of a schedule."""
-    return sum(len(step.preempted) for step in steps)
-
-
-def continued_chunks(steps: list[Step]) -> int:
-    """Chunks of a prompt, other than the first, of more than one token."""
-    return sum(count > 1 and number not in step.admitted for step in steps for number, count in step.tokens)
-
-
 def main() -> int:
     """The program."""
     if VLLM_PATH.value is None:
@@ -161,4 +150,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main)
+    common_flags.run_main(main, engine=False)

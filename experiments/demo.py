@@ -40,6 +40,7 @@ from experiments.workloads import WorkloadRequest
 if TYPE_CHECKING:
     from engine import Engine
 
+flags.declare_key_flag("out")
 WORKLOAD = flags.DEFINE_string("workload", "azure-like", "Workload spec; the demo sets its lengths, rate and number.")
 SECONDS = flags.DEFINE_float("seconds", 16.0, "Arrivals per point.", lower_bound=1.0)
 CONTROL = flags.DEFINE_bool("control", True, "Serve the longest contexts again with a pool that never fills.")

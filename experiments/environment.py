@@ -1,5 +1,5 @@
-"""What a result depends on besides the configuration: versions, device, host, commit, command line. Imports no JAX
-unless the program already did."""
+"""What a result depends on besides the configuration: versions, device, host, commit, command line, and files from
+outside the tree. Imports no JAX unless the program already did."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from engine import extension
 
 PACKAGES = ("folio", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "absl-py", "tokenizers")
 
@@ -23,6 +25,7 @@ def describe() -> dict[str, Any]:
         "device": _device(),
         "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
         "commit": commit(),
+        "sources": extension.sources(),  # of policies, workloads, models and devices that the commit does not hold
     }
 
 
@@ -36,7 +39,9 @@ def commit(root: Path = Path(__file__).parents[1]) -> dict[str, Any] | None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10)
+        # Reading only: `status` would refresh the index, and leave its lock behind when the disk is full.
+        command = ["git", "--no-optional-locks", "-C", root, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -130,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main)
+    common_flags.run_main(main, engine=False)

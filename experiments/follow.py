@@ -25,10 +25,10 @@ def main() -> int:
     from engine.builder import follow
     from engine.executor import distributed
 
-    distributed.start(common_flags.COORDINATOR.value, common_flags.NUM_PROCESSES.value, PROCESS_ID.value)
+    distributed.start(common_flags.COORDINATOR.value, common_flags.num_processes(), PROCESS_ID.value)
     print(f"process {PROCESS_ID.value}: process 0 ended after {follow()} calls")
     return 0
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main)
+    common_flags.run_main(main, engine=False)

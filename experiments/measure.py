@@ -2,14 +2,17 @@
 
 prefill   seconds from handing over the batch until every sequence has its first token
 decode    tokens that became known after that moment / seconds since then
+idle      share of the time of our steps in which the device had nothing to do
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.metrics import StepRecord
 from engine.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -33,6 +36,18 @@ def timing(times: Sequence[float], counts: Sequence[int], tokens: list[list[int]
     batch = len(tokens)
     first = next(i for i, n in enumerate(counts) if n >= batch)  # every sequence has its first token
     return Timing(times[first], (counts[-1] - counts[first]) / (times[-1] - times[first]), tokens)
+
+
+def idle_share(steps: Sequence[StepRecord]) -> float:
+    """Share of the time between the ends of the first and the last of these steps, on the device, that it was idle.
+
+    Raises:
+      ValueError: steps that did not run on a device, or fewer than two.
+    """
+    spans = [(s.device_start, s.device_end) for s in steps if s.device_start is not None and s.device_end is not None]
+    if len(spans) < max(2, len(steps)):
+        raise ValueError(f"{len(spans)} of {len(steps)} steps ran on a device: at least two, and all, are wanted")
+    return sum(b[0] - a[1] for a, b in itertools.pairwise(spans)) / (spans[-1][1] - spans[0][1])
 
 
 def our_side(engine: Engine) -> Side:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.files import write_whole, writing
 
 INSTALL = "figures need matplotlib: pip install 'folio[plots]'"
 COLUMN_INCHES = 3.35
@@ -48,6 +50,7 @@ def _figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
 
     Raises:
       ConfigError: matplotlib is not installed; says how to install it.
+      OutputError: a file cannot be written.
     """
     try:
         import matplotlib
@@ -60,10 +63,12 @@ def _figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(COLUMN_INCHES, height), layout="constrained", **subplots)
         yield axes
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        with writing(stem.parent):
+            stem.parent.mkdir(parents=True, exist_ok=True)
         # Without dates in the files the same data gives the same bytes.
-        figure.savefig(stem.with_suffix(".png"), dpi=300, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+        for suffix, undated in (("png", "Software"), ("pdf", "CreationDate")):
+            figure.savefig(drawn := io.BytesIO(), format=suffix, dpi=300, metadata={undated: None})
+            write_whole(stem.with_suffix(f".{suffix}"), drawn.getvalue())
         pyplot.close(figure)
 
 

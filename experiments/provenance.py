@@ -2,7 +2,8 @@
 
 model_hash      the model's configuration
 weights_hash    every weight: names, shapes, dtypes and bytes; random weights are named by what made them
-settings_hash   how the engine and the program were set: not the model, the workload, or where results go
+settings_hash   how the engine and the program were set, and the files of every name from outside the tree: not the
+                model, the workload, or where results go
 
 The workload's hash is the workload's own (`workload_hash`). Imports no JAX until it hashes weights.
 """
@@ -14,6 +15,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from engine import extension
 from engine.config import to_dict
 from engine.presets import is_model_spec
 from experiments import common_flags
@@ -42,7 +44,7 @@ def hashes(engine: Engine) -> dict[str, str | None]:
     else:
         weights = weights_hash(params)
     flags = {name: value for name, value in common_flags.own_values().items() if name not in NOT_SETTINGS}
-    settings = digest({"engine": to_dict(engine.config), "flags": flags})
+    settings = digest({"engine": to_dict(engine.config), "flags": flags, "sources": extension.sources()})
     return {"model_hash": model_hash, "weights_hash": weights, "settings_hash": settings}
 
 

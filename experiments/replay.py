@@ -101,7 +101,7 @@ class Schedule:
     @property
     def num_waiting(self) -> int:
         """Turns that wait for a former one."""
-        return sum(map(len, self._later.values()))
+        return sum(map(len, self._later.values())) if self._later else 0
 
 
 class Observer:
@@ -156,12 +156,23 @@ def replay(
       requests: in order of arrival; open loop, request i is due `arrival_s` after the start. Observers get them with
         the `arrival_s` at which they really were due.
     """
-    clock = engine.clock
-    progress = Progress(len(requests), clock.now(), clock.now())
-    schedule, live = Schedule(requests), {}
+    now = engine.clock.now()
+    progress, schedule = Progress(len(requests), now, now), Schedule(requests)
     engine.step_log.clear()
     engine.partial_outputs = False
-    observer.on_start(progress)
+    try:
+        observer.on_start(progress)
+        _serve(engine, schedule, progress, observer, stop)
+    finally:
+        engine.partial_outputs = True
+        engine.promise_quiet()
+    progress.stopped_by = stop.signal
+    return progress
+
+
+def _serve(engine: Engine, schedule: Schedule, progress: Progress, observer: Observer, stop: StopFlag) -> None:
+    """Until all is done or `stop` is set."""
+    clock, live = engine.clock, {}
     while stop.signal is None:
         progress.now = clock.now()
         while (due := schedule.next_due) is not None and progress.start + due <= progress.now:
@@ -171,7 +182,8 @@ def replay(
             else:
                 progress.num_dropped += schedule.drop(request)
         if engine.has_work():
-            engine.quiet_until = math.inf if due is None else progress.start + due
+            until = math.inf if due is None else progress.start + due
+            engine.promise_quiet(until, ends_bring_requests=schedule.num_waiting > 0)
             for output in engine.step():
                 request, metrics = live.pop(output.request_id), output.metrics
                 progress.completed.append(metrics)
@@ -189,9 +201,6 @@ def replay(
         else:
             progress.num_dropped += schedule.num_waiting  # for turns that somebody aborted
             break
-    engine.partial_outputs = True
-    progress.stopped_by = stop.signal
-    return progress
 
 
 def _inject(engine: Engine, request: WorkloadRequest, progress: Progress, observer: Observer) -> bool:

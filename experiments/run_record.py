@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,18 @@ from experiments.workloads import WorkloadRequest
 FILES = (
     "config.json", "flags.txt", "requests.jsonl", "steps.jsonl", "copies.jsonl", "summary.json", "timeline.json.gz",
 )  # fmt: skip
+STEP_TIMES = ("start", "end", "device_start", "device_end")  # in steps.jsonl, after the start of the run
 COMPLETED = ("stop", "length")  # finish reasons of a request that ran to its end
 NOT_REPEATED = ("out", "overwrite", "profile_dir")  # a repeated run says where its own results go
 
 
-def claim(directory: Path, overwrite: bool) -> Path:
-    """Makes the directory of a run, before anything slow happens. Writes nothing in it yet.
+def claim(directory: Path, overwrite: bool, files: Sequence[str] = FILES) -> Path:
+    """Makes the directory of a run that writes `files`, before anything slow happens. Writes nothing in it yet.
 
     Raises:
       ConfigError: it holds an earlier run and `overwrite` is False, or it cannot be made.
     """
-    earlier = [name for name in FILES if (directory / name).exists()]
+    earlier = [name for name in files if (directory / name).exists()]
     if earlier and not overwrite:
         raise ConfigError(f"--out={directory} holds an earlier run ({earlier[0]}); name another, or --overwrite")
     try:
@@ -95,7 +97,7 @@ class RunRecord:
     def step(self, record: StepRecord) -> None:
         """Adds the row of one step, and those of its copies."""
         row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "copies"}
-        _add(self._steps, row | {"start": record.start - self._t0, "end": record.end - self._t0})
+        _add(self._steps, row | {name: row[name] - self._t0 for name in STEP_TIMES if row[name] is not None})
         for copy in record.copies:
             self._copy(copy, record.step)
 

@@ -32,6 +32,7 @@ from engine.scheduler.plan import Plan, StepResult
 PAGE_SIZE = 16
 NUM_LAYERS = 2
 ORDERS = ("fcfs", "priority")
+RANDOM_REQUESTS = 20
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,26 @@ def difference(ours: Sequence[Step], theirs: Sequence[Step]) -> tuple[int, dict[
         return len(pairs), None
     a, b = pairs[differ[0]]
     return len(pairs) - len(differ), {"step": differ[0], "ours": str(a or "ended"), "vllm": str(b or "ended")}
+
+
+def random_load(seed: int, order: str) -> Load:
+    """A small load in which every limit is hit: as many tokens as one request can have are as likely as few."""
+    rng = np.random.default_rng(seed)
+    num_blocks = int(rng.integers(2, 25))
+    lengths = rng.integers(2, num_blocks * PAGE_SIZE + 2, RANDOM_REQUESTS)  # of prompt and output together
+    prompts = np.maximum(rng.integers(1, lengths), lengths - 100)
+    steps = np.cumsum(rng.integers(0, 10, RANDOM_REQUESTS))
+    priorities = rng.integers(0, 3, RANDOM_REQUESTS)
+    columns = np.stack([steps, prompts, lengths - prompts, priorities], 1).tolist()
+    limits = int(rng.integers(1, 17)), int(rng.integers(1, 301))
+    return Load(tuple(Arrival(*row) for row in columns), num_blocks, *limits, order)
+
+
+def preempted(steps: Sequence[Step]) -> int:
+    """Preemptions of a schedule."""
+    return sum(len(step.preempted) for step in steps)
+
+
+def continued_chunks(steps: Sequence[Step]) -> int:
+    """Chunks of a prompt, other than the first, of more than one token."""
+    return sum(count > 1 and number not in step.admitted for step in steps for number, count in step.tokens)

@@ -28,6 +28,8 @@ from experiments.run_record import RunRecord, claim
 from experiments.serving import Measured, latency_table, serve, settings, start_engine
 from experiments.tables import rounded
 
+flags.declare_key_flag("out")
+flags.declare_key_flag("overwrite")
 WORKLOAD = flags.DEFINE_string(
     "workload", "synthetic:num=20", "Workload spec; experiments/workloads/__init__.py explains them."
 )

@@ -1,4 +1,5 @@
-"""A run as a timeline for ui.perfetto.dev: one track per request, one for engine steps, one per direction of copies.
+"""A run as a timeline for ui.perfetto.dev: one track per request, one for engine steps, one for what the device did of
+them (its gaps are idle time), one per direction of copies.
 
     python -m experiments.timeline RUN ...     # RUN: a directory that `serve` wrote, finished or not
 
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.files import write_whole
 from experiments import common_flags
+from experiments.run_record import STEP_TIMES
 
 ENGINE, COPIES, REQUESTS = 1, 2, 3  # process ids: Perfetto groups tracks by them
 LANES = {"out": (1, "device to host"), "in": (2, "host to device")}  # of copies: track and its name
@@ -31,6 +34,7 @@ def write(run: Path) -> Path:
 
     Raises:
       ConfigError: the directory holds no run, or a row that cannot be read (file and line named).
+      OutputError: it cannot be written; what was there stays.
     """
     steps = read_rows(run / "steps.jsonl")
     requests = read_rows(run / "requests.jsonl")
@@ -40,8 +44,7 @@ def write(run: Path) -> Path:
     for track, row in enumerate(sorted(requests, key=lambda r: r.get("due_s", r["arrival_s"])), 1):
         events += _request_events(row, track, end)
     trace = {"traceEvents": events, "displayTimeUnit": "ms"}
-    with gzip.open(run / NAME, "wt", encoding="utf-8") as file:
-        json.dump(trace, file, separators=(",", ":"))
+    write_whole(run / NAME, gzip.compress(json.dumps(trace, separators=(",", ":")).encode(), mtime=0))
     return run / NAME
 
 
@@ -66,12 +69,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _step_events(steps: list[dict[str, Any]]) -> Iterator[Event]:
-    yield from _named(ENGINE, "engine", {1: "steps"})
+    device = any(row.get("device_end") is not None for row in steps)
+    yield from _named(ENGINE, "engine", {1: "steps"} | ({2: "device"} if device else {}))
     for row in steps:
         parts = [f"prefill {row['num_prefill_seqs']}"] if row["num_prefill_seqs"] else []
         parts += [f"decode {row['num_decode']}"] if row["num_decode"] else []
-        what = {k: v for k, v in row.items() if k not in ("start", "end")}
+        what = {k: v for k, v in row.items() if k not in STEP_TIMES}
         yield _span(" + ".join(parts), ENGINE, 1, _us(row["start"]), _us(row["end"]), what)
+        if row.get("device_end") is not None:
+            yield _span(f"step {row['step']}", ENGINE, 2, _us(row["device_start"]), _us(row["device_end"]), {})
         for counter in COUNTERS:
             yield {"ph": "C", "name": counter, "pid": ENGINE, "ts": _us(row["end"]), "args": {counter: row[counter]}}
 
@@ -130,4 +136,4 @@ def main(runs: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main, takes="RUN ...")
+    common_flags.run_main(main, takes="RUN ...", engine=False)

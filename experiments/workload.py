@@ -12,7 +12,10 @@ served the same exactly when their hashes are equal. Synthetic token ids depend 
     sglang      `sglang.bench_serving --dataset-name autobench`; token ids
     mooncake    Mooncake's trace format with real block hashes; read also by vLLM (`timed_trace`) and SGLang
 
-Exports have no sessions: every request leaves with its open-loop time. The last line printed is one JSON object.
+An export is another workload when its format cannot hold all of this one (a closed loop, sampling, priorities, for
+some formats times or token ids): a line is printed for each property left out, and the hash is that of what was
+exported, for the other benchmark's results (`vllm bench serve --metadata workload_hash=...`). The last line printed is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -23,8 +26,11 @@ from pathlib import Path
 from absl import flags
 
 from engine.errors import ConfigError
+from engine.files import write_whole
 from engine.tokenizer import FILE, INSTALL, Tokenizer, load_tokenizer
 from experiments import common_flags, workload_exports, workloads
+from experiments.workload_exports import Export
+from experiments.workloads import WorkloadRequest
 from experiments.workloads.frozen import freeze
 
 WORKLOAD = flags.DEFINE_string("workload", None, "Workload spec; experiments/workloads/__init__.py explains them.")
@@ -53,6 +59,19 @@ def required_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def exported(requests: list[WorkloadRequest], vocab_size: int) -> Export:
+    """The requests in the format of --format, which is not ours.
+
+    Raises:
+      ConfigError: as `required_tokenizer`, where the format holds text.
+    """
+    if FORMAT.value == "vllm":
+        return workload_exports.vllm(requests, vocab_size, required_tokenizer())
+    return {"sglang": workload_exports.sglang, "mooncake": workload_exports.mooncake}[FORMAT.value](
+        requests, vocab_size
+    )
+
+
 def main() -> int:
     """The program."""
     if not WORKLOAD.value or not OUT.value:
@@ -61,23 +80,21 @@ def main() -> int:
     if path.exists() and not common_flags.OVERWRITE.value:
         raise ConfigError(f"--out={path} is there already; name another, or --overwrite")
     requests = workloads.build(spec)
-    text, digest = freeze(requests, spec, workloads.seed_of(spec), vocab_size)
-    changed = 0
-    if FORMAT.value == "vllm":
-        text, changed = workload_exports.vllm(requests, vocab_size, required_tokenizer())
-    elif FORMAT.value != "folio":
-        text = getattr(workload_exports, FORMAT.value)(requests, vocab_size)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"--out={path} cannot be written: {e.strerror}") from None
-    if changed:
-        print(f"{changed} of {len(requests)} prompts have another length when their text is encoded again")
+    lost: dict[str, int] = {}
+    if FORMAT.value == "folio":
+        text, digest = freeze(requests, spec, workloads.seed_of(spec), vocab_size)
+    else:
+        export = exported(requests, vocab_size)
+        text, digest = export.text, export.workload_hash
+        lost = workload_exports.left_out(requests, export, vocab_size)
+    write_whole(path, text)
+    for name, count in lost.items():
+        print(f"left out: {name}, of {count} of {len(requests)} requests")
     print(f"{len(requests)} requests, sha256 {digest}, in {path}")
     line = {"bench": "workload", "workload": spec, "format": FORMAT.value, "out": str(path), "vocab_size": vocab_size}
-    print(json.dumps(line | {"num_requests": len(requests), "workload_hash": digest}))
+    print(json.dumps(line | {"num_requests": len(requests), "left_out": lost, "workload_hash": digest}))
     return 0
 
 
 if __name__ == "__main__":
-    common_flags.run_main(main)
+    common_flags.run_main(main, engine=False)

@@ -190,8 +190,7 @@ def _device_file(name: str) -> tuple[dict[str, Any], Path]:
     if not name.endswith(".json") and name not in device_names():
         known = ", ".join(device_names())
         raise ConfigError(f"device {name!r} is unknown; known: {known}, a path to a .json, or {extension.FORMS}")
-    path = Path(name) if name.endswith(".json") else HERE / "devices" / f"{name}.json"
-    return read_object(path, "device"), path
+    return _read(name, HERE / "devices" / f"{name}.json", "device")
 
 
 def _external(name: str) -> DeviceProfile:
@@ -208,8 +207,16 @@ def _constants_file(device: str, stack: str) -> tuple[dict[str, Any], Path]:
     if not stack.endswith(".json") and stack not in (known := stack_names(device)):
         names = ", ".join(known) or "none"
         raise ConfigError(f"device {device} has no constants {stack!r}; known: {names}, or a path to a .json")
-    path = Path(stack) if stack.endswith(".json") else HERE / "constants" / f"{device}.{stack}.json"
-    return read_object(path, "constants"), path
+    return _read(stack, HERE / "constants" / f"{device}.{stack}.json", "constants")
+
+
+def _read(name: str, ours: Path, what: str) -> tuple[dict[str, Any], Path]:
+    """What is in the file of that name if it is a path, in `ours` otherwise; and its path."""
+    if not name.endswith(".json"):
+        return read_object(ours, what), ours
+    raw = read_object(Path(name), what)
+    extension.record(name, Path(name))
+    return raw, Path(name)
 
 
 def _profile(

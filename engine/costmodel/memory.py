@@ -7,24 +7,29 @@ from dataclasses import dataclass
 from engine.config import DTYPES, ModelConfig
 from engine.costmodel.device import DeviceProfile
 from engine.costmodel.roofline import Shard
+from engine.costmodel.stages import Stage
 from engine.errors import ConfigError
 
 
-def weight_bytes(model: ModelConfig, shard: Shard) -> int:
-    """Bytes of the weights on each device."""
+def weight_bytes(model: ModelConfig, shard: Shard, stage: Stage) -> int:
+    """Bytes of the weights on each device of a stage; `model` is the stage's part."""
     m, d = model.hidden_size, model.head_dim
     rows = (shard.num_heads + 2 * shard.num_kv_heads) * d  # of q, k and v
     layer = m * rows + shard.num_heads * d * m + 3 * m * shard.ffn_size + 2 * m
     layer += rows * model.qkv_bias + 2 * d * model.qk_norm
-    vocabulary = shard.vocab_size * m * (1 if model.tie_embeddings else 2)
-    return (model.num_layers * layer + vocabulary + m) * DTYPES[model.dtype]
+    tables = stage.first + stage.last  # of the vocabulary: the embedding, the LM head
+    if model.tie_embeddings and stage.first:
+        tables = 1
+    weights = model.num_layers * layer + tables * shard.vocab_size * m + stage.last * m
+    return weights * DTYPES[model.dtype]
 
 
-def activation_bytes(model: ModelConfig, shard: Shard, max_batched_tokens: int, max_num_seqs: int) -> int:
-    """Estimated peak of activations on each device: one layer over all tokens, and float32 logits with one copy."""
+def activation_bytes(model: ModelConfig, shard: Shard, stage: Stage, max_batched_tokens: int, max_num_seqs: int) -> int:
+    """Estimated peak of activations on each device: one layer over all tokens, and in the last stage float32 logits
+    with one copy."""
     heads = (shard.num_heads + 2 * shard.num_kv_heads) * model.head_dim
     layer = max_batched_tokens * (2 * model.hidden_size + heads + 3 * shard.ffn_size) * DTYPES[model.dtype]
-    return layer + max_num_seqs * model.vocab_size * 2 * 4
+    return layer + stage.last * max_num_seqs * model.vocab_size * 2 * 4
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,12 @@ class MemoryBudget:
         model: ModelConfig,
         profile: DeviceProfile,
         shard: Shard,
+        stage: Stage,
         fraction: float,
         max_batched_tokens: int,
         max_num_seqs: int,
     ) -> MemoryBudget:
-        """The budget of a model on a device.
+        """The budget of a stage's part of a model on each of its devices.
 
         Raises:
           ConfigError: a fraction outside (0, 1].
@@ -57,8 +63,9 @@ class MemoryBudget:
             raise ConfigError(f"device_fraction must be in (0, 1], got {fraction}")
         gib = profile.hardware.memory_gib, profile.hardware.reserved_gib
         total, reserved = (int(size * 2**30) for size in gib)
-        activations = activation_bytes(model, shard, max_batched_tokens, max_num_seqs)
-        return MemoryBudget(profile.name, total, fraction, weight_bytes(model, shard), activations, reserved)
+        activations = activation_bytes(model, shard, stage, max_batched_tokens, max_num_seqs)
+        weights = weight_bytes(model, shard, stage)
+        return MemoryBudget(profile.name, total, fraction, weights, activations, reserved)
 
     @property
     def kv(self) -> int:
@@ -82,7 +89,10 @@ class MemoryBudget:
         """
         if self.kv < block_bytes:
             short = (block_bytes - self.kv) / 2**30
-            raise ConfigError(f"the model does not fit: {short:.2f} GiB too little on each device ({self.words()})")
+            raise ConfigError(
+                f"the model does not fit: {short:.2f} GiB too little on each device ({self.words()}): lower "
+                "max_context or max_num_batched_tokens, or share it over more devices"
+            )
         blocks = self.kv // block_bytes
         words = f"{blocks:,} blocks of {num_layers} pages, {block_bytes / 2**20:.2f} MiB each"
         return blocks * num_layers, f"{self.words()}, {words}"

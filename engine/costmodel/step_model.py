@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.config import ModelConfig
+from engine.config import DTYPES, ModelConfig
 from engine.costmodel.attention import (
     DecodeAttention,
     PrefillAttention,
@@ -26,6 +26,7 @@ from engine.costmodel.device import DeviceProfile
 from engine.costmodel.memory import MemoryBudget, weight_bytes
 from engine.costmodel.paper_kernels import describe_kernels, find_kernels
 from engine.costmodel.roofline import DenseOps
+from engine.costmodel.stages import Stage
 from engine.costmodel.tables import ATTENTION, OpTables
 from engine.errors import ConfigError
 
@@ -62,7 +63,8 @@ class StepTime(NamedTuple):
 
 
 class StepModel:
-    """Times of steps of one model on `tensor` devices, each of which does the same at the same time."""
+    """Times of steps of one model, or of one pipeline stage of it, on `tensor` devices, each of which does the same at
+    the same time."""
 
     def __init__(
         self,
@@ -72,16 +74,20 @@ class StepModel:
         tensor: int = 1,
         kernels: str | None = None,
         tables: Path | OpTables | None = None,
+        stage: Stage | None = None,
     ):
         """
         Args:
           kernels: attention kernels of the vTensor paper (`paper_kernels.NAMES`); None: those of the profile's stack.
           tables: measured op times (`tables.py`) that win over the profile's own; None: those that it names.
+          stage: None: all of the model is on the devices.
 
         Raises:
           ConfigError: the model does not divide over the devices, or the profile lacks a value that it needs.
         """
-        self.model, self.profile, self.tensor, self.kernels = model, profile, tensor, kernels
+        self.stage = stage = stage or Stage(range(model.num_layers), first=True, last=True)
+        self.model = model = stage.part_of(model)
+        self.profile, self.tensor, self.kernels = profile, tensor, kernels
         source = tables if tables is not None else profile.tables
         self.tables = OpTables.read(source) if isinstance(source, Path) else source or OpTables()
         self._ops = DenseOps(model, profile, tensor, self.tables)
@@ -119,6 +125,15 @@ class StepModel:
         rate = self.profile.hardware.memory_gbs * 1e9 * self.profile.constants.eff_elementwise_bw * self.tensor
         return 2 * num_bytes / rate + self.profile.constants.t0_elementwise_us * 1e-6
 
+    def send_seconds(self, tokens: int) -> float:
+        """Seconds until the activations [T, M] of `tokens` are on the devices of the next stage: over the interconnect
+        by its specification, without one over the link to the host at what that reaches; every device sends its own
+        copy. A copy's latency stands in for the launch of a send (ours)."""
+        hardware = self.profile.hardware
+        gbs = None if self.profile.shares_host_link else hardware.interconnect_gbs
+        num_bytes = tokens * self.model.hidden_size * DTYPES[self.model.dtype]
+        return num_bytes / ((gbs or hardware.link_gbs) * 1e9) + hardware.link_latency_us * 1e-6
+
     def _attention(self) -> tuple[DecodeAttention, PrefillAttention]:
         """The kernels by name, those of the stack, or measured times."""
         measured = [op for op in ATTENTION if op in self.tables]
@@ -139,14 +154,15 @@ class StepModel:
     def _dense_seconds(self, tokens: int) -> tuple[float, float, float, float]:
         """Embedding, a layer without attention, its collective, the final norm; kept."""
         layer, collective = self._ops.layer(tokens)
-        times = self._ops.embed(tokens), layer, collective, self._ops.op("final_norm", tokens)
+        embed = self._ops.embed(tokens) if self.stage.first else 0.0
+        times = embed, layer, collective, self._ops.op("final_norm", tokens) if self.stage.last else 0.0
         self._dense[tokens] = times
         return times
 
     def _head(self, rows: int) -> float:
         """LM head and sampling; kept."""
         if rows not in self._heads:
-            self._heads[rows] = self._ops.head(rows)
+            self._heads[rows] = self._ops.head(rows) if self.stage.last else 0.0
         return self._heads[rows]
 
     def describe(self) -> str:
@@ -161,7 +177,7 @@ class StepModel:
     @property
     def weight_bytes(self) -> int:
         """Weights on each device: heads, ffn and vocabulary split, kv heads repeated where they must be."""
-        return weight_bytes(self.model, self._ops.shard)
+        return weight_bytes(self.model, self._ops.shard, self.stage)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -176,5 +192,10 @@ class StepModel:
         Raises:
           ConfigError: not one page per layer fits; says by how much.
         """
-        budget = MemoryBudget.of(self.model, self.profile, self._ops.shard, fraction, max_batched_tokens, max_num_seqs)
+        budget = self.memory_budget(fraction, max_batched_tokens, max_num_seqs)
         return budget.num_pages(self.kv_bytes_per_token * page_size, self._layers)
+
+    def memory_budget(self, fraction: float, max_batched_tokens: int, max_num_seqs: int) -> MemoryBudget:
+        """What each device's memory holds. Raises ConfigError for a fraction outside (0, 1]."""
+        part = self.model, self.profile, self._ops.shard, self.stage
+        return MemoryBudget.of(*part, fraction, max_batched_tokens, max_num_seqs)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine import extension
 from engine.errors import ConfigError
 
 DENSE = (
@@ -78,6 +79,7 @@ class OpTables:
                     _add(rows, row, f"table {path}, line {reader.line_num}")
         except OSError as e:
             raise ConfigError(f"table {path} cannot be read: {e.strerror}") from None
+        extension.record(str(path), path)
         return OpTables(rows)
 
 

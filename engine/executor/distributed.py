@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from engine.config import next_power_of_two
+from engine.config import EngineConfig, next_power_of_two
 from engine.errors import ConfigError, FolioError
 from engine.executor.jax_executor import JaxExecutor
 
@@ -34,6 +34,32 @@ LENGTH = 8  # bytes of the length
 _in_call = False  # process 0: others are, or will be, running a program that needs this process
 
 
+def check_address(coordinator: str) -> None:
+    """Raises ConfigError for what is not `host:port`: JAX would end in an IndexError, or wait."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"coordinator {coordinator!r}: expected host:port of process 0, such as 10.0.0.1:1234")
+
+
+def check(config: EngineConfig, num_processes: int) -> None:
+    """What so many processes cannot do, found out before they wait for each other.
+
+    Raises:
+      ConfigError: a simulation, a host tier, or a process without a device of its own; on CPU each has one.
+    """
+    alone = "works in one process: run without a coordinator"
+    if config.executor == "sim":
+        raise ConfigError(f"executor=sim {alone}")
+    if config.cache.host_bytes:
+        raise ConfigError(f"host_bytes={config.cache.host_bytes}: a host tier {alone}, or set host_bytes=0")
+    if config.tensor < num_processes:
+        raise ConfigError(
+            f"tensor={config.tensor}: {num_processes} processes have a device each at least; use them all"
+        )
+    if jax.config.values["jax_platforms"] == "cpu" and config.tensor > num_processes:
+        raise ConfigError(f"tensor={config.tensor}: on CPU {num_processes} processes have {num_processes} devices")
+
+
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
     """Connects the processes; call it before anything else of JAX. When process 0 ends, so do the others.
 
@@ -41,8 +67,9 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
       coordinator: `host:port` of process 0, the same everywhere.
 
     Raises:
-      ConfigError: the numbers are wrong, or the processes do not find each other.
+      ConfigError: the address or the numbers are wrong, or the processes do not find each other.
     """
+    check_address(coordinator)
     if num_processes < 2 or not 0 <= process_id < num_processes:
         raise ConfigError(f"process {process_id} of {num_processes}: give num_processes >= 2 and ids below it")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

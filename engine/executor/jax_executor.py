@@ -20,6 +20,7 @@ from engine.clock import WallClock
 from engine.config import EngineConfig, ModelConfig
 from engine.executor.packing import Bucket, Packer, SubBatch
 from engine.executor.programs import ARENA, Programs
+from engine.executor.step_watch import Finish, StepWatch
 from engine.executor.transfers import Transfer, Transfers
 from engine.logprobs import ROW_FIELDS
 from engine.memory.moves import Copy, Move, Stream
@@ -42,6 +43,8 @@ class Ticket:
     logits: list[jax.Array | None]  # per sub-batch
     logprobs: list[jax.Array | None]  # per sub-batch
     start: float
+    dispatched: float  # its first program, past what the host does for the step
+    finish: Finish
 
 
 class JaxExecutor:
@@ -61,7 +64,8 @@ class JaxExecutor:
         view: str,
     ):
         self.model, self.params, self.config, self.mesh, self.clock = model, params, config, mesh, clock
-        self._last_end = clock.now()  # of the step collected last
+        self._last_end = self._device_end = clock.now()  # of the step collected last: collected, and on the device
+        self._watch = StepWatch(clock)
         self._replicated = NamedSharding(mesh, P())
         sharded = NamedSharding(mesh, ARENA)
         self._kv = init_arena(spec, arena_pages, sharded, poison=config.poison)
@@ -92,6 +96,7 @@ class JaxExecutor:
         self._apply_deltas(plan.deltas)
         batches = self.packer.pack(plan)
         packed = [self._put(b.packed) for b in batches]
+        dispatched = self.clock.now()
         states = [
             self.programs.embed(b.bucket)(self.params, self._last_tokens, p)
             for b, p in zip(batches, packed, strict=True)
@@ -115,7 +120,8 @@ class JaxExecutor:
             known = self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else (None, None)
             logits.append(known[0])
             logprobs.append(known[1])
-        return Ticket(plan, batches, self._last_tokens, logits, logprobs, start)
+        finish = self._watch.watch(self._last_tokens)
+        return Ticket(plan, batches, self._last_tokens, logits, logprobs, start, dispatched, finish)
 
     def _move(self, plan: Plan) -> deque[Move]:
         """Starts the plan's copies out, before anything of the step is written. Returns its copies in, by layer."""
@@ -177,6 +183,8 @@ class JaxExecutor:
     def collect(self, ticket: Ticket) -> StepResult:
         """Waits for a step and returns its tokens."""
         tokens = np.array(ticket.last_tokens)[ticket.plan.sampled_slots]
+        device_start = max(ticket.dispatched, self._device_end)
+        self._device_end = min(ticket.finish.time, self.clock.now())
         logits = logprobs = None
         if self.config.capture_logits:
             logits = by_plan_row(ticket, ticket.logits, np.zeros((len(tokens), self.model.vocab_size), np.float32))
@@ -184,7 +192,7 @@ class JaxExecutor:
             logprobs = by_plan_row(ticket, ticket.logprobs, np.zeros((len(tokens), ROW_FIELDS), np.int32))
         start, self._last_end = max(ticket.start, self._last_end), self.clock.now()
         copies = self.transfers.take_ended() if self.transfers else ()
-        return StepResult(tokens, logits, start, self._last_end, logprobs, copies)
+        return StepResult(tokens, logits, start, self._last_end, logprobs, copies, device_start, self._device_end)
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Waits until a copy has ended; there must be one in flight."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ DEVICE_FRACTION = 0.9  # of a GPU or TPU, by default
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Sizes of one engine; bytes are those of each device."""
+    """Sizes of one engine; bytes are those of each device, of a pipeline's the most that one has."""
 
     num_pages: int  # usable pages, all layers
     pages_per_chunk: int
@@ -36,24 +38,62 @@ class MemoryPlan:
     transient_buffers: int = 0  # that parked layers are streamed through
     staging: int = 0  # blocks on their way to and from the host
     host_cap: int = 0  # of the host tier, all devices together
+    host_note: str = ""  # what it can hold
+    link_note: str = ""  # why the link's pace means nothing; "" if it does
+    stages: tuple[MemoryPlan, ...] = ()  # of a pipeline
+
+    def warnings(self) -> list[str]:
+        """What is not as it was asked for, a line each."""
+        notes = (
+            (f"context is {self.max_context} tokens", self.context_note),
+            (f"max_num_seqs is {self.num_slots}", self.slots_note),
+            ("link_gbs has no effect", self.link_note),
+        )
+        return [f"{what}: {why}" for what, why in notes if why]
 
     def table(self) -> str:
         """The start-up memory table."""
+        pages = f"{self.num_pages:,} pages of {self.page_bytes:,} B" + (" in all stages" if self.stages else "")
         rows = [
             ("weights", self.weights, ""),
-            ("KV arena", self.arena, f"{self.num_pages:,} pages of {self.page_bytes:,} B"),
+            ("KV arena", self.arena, pages),
             ("page tables", self.page_tables, ""),
             ("transient buffers", self.transient_buffers, "" if self.transient_buffers else "no layer is parked"),
             ("staging", self.staging, "at most, both directions" if self.host_cap else "no host tier"),
             ("activation peak", self.activation_peak, "estimate"),
-            ("host cap", self.host_cap, "pinned host memory" if self.host_cap else "no host tier"),
+            ("host cap", self.host_cap, f"pinned host memory, {self.host_note}" if self.host_cap else "no host tier"),
         ]
         lines = [f"{name:<18}{size / 2**20:>12,.1f} MiB  {note}".rstrip() for name, size, note in rows]
         context = f"context {self.max_context:,} tokens" + (f" ({self.context_note})" if self.context_note else "")
         slots = [f"at most {self.num_slots:,} sequences ({self.slots_note})"] if self.slots_note else []
-        devices = [f"on each of {self.num_devices} devices"] if self.num_devices > 1 else []
-        pages = [f"pages: {self.pages_note}"] if self.pages_note else []
-        return "\n".join([*devices, *lines, context, *slots, *pages])
+        most = f", at most; {len(self.stages)} stages" if self.stages else ""
+        devices = [f"on each of {self.num_devices} devices{most}"] if self.num_devices > 1 else []
+        notes = [f"pages: {self.pages_note}"] if self.pages_note else []
+        for i, plan in enumerate(self.stages):
+            sizes = f"weights {plan.weights / 2**20:,.1f} MiB, KV arena {plan.arena / 2**20:,.1f} MiB"
+            note = f" ({plan.pages_note})" if plan.pages_note else ""
+            notes.append(f"stage {i}: {sizes}, {plan.num_pages:,} pages{note}")
+        return "\n".join([*devices, *lines, context, *slots, *notes])
+
+
+def merge_stages(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    """What the stages of a pipeline hold together: the pages of all, and the context and the slots of the stage that
+    has room for the least. One stage is the whole."""
+    if len(plans) == 1:
+        return plans[0]
+    shortest = min(plans, key=lambda plan: plan.max_context)
+    fewest = min(plans, key=lambda plan: plan.num_slots)
+    most = {name: max(getattr(plan, name) for plan in plans) for name in ("weights", "arena", "page_tables")}
+    return dataclasses.replace(
+        shortest,
+        **most,
+        num_pages=sum(plan.num_pages for plan in plans),
+        num_devices=sum(plan.num_devices for plan in plans),
+        num_slots=fewest.num_slots,
+        slots_note=fewest.slots_note,
+        pages_note="",
+        stages=tuple(plans),
+    )
 
 
 def make_memory_plan(
@@ -93,7 +133,8 @@ def make_memory_plan(
     if native:
         slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
     arena = (pages + chunk) * page_bytes
-    _check_room(arena, config, device)
+    _check_room(arena, weights + transient, config, device)
+    host_note = host_tier_note(config, page_bytes * config.tensor, layers)
     return MemoryPlan(
         num_pages=pages,
         pages_per_chunk=chunk,
@@ -111,13 +152,22 @@ def make_memory_plan(
         transient_buffers=transient,
         staging=staging,
         host_cap=cache.host_bytes,
+        host_note=host_note,
+        link_note="there is no host tier to copy to, set host_bytes" if config.link_gbs and not host_note else "",
     )
 
 
-def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
-    """Raises ConfigError when the device has no room for the arena, or the host none for its tier."""
+def _check_room(arena: int, fixed: int, config: EngineConfig, device: Any) -> None:
+    """Raises ConfigError when the device has no room for the arena, beside `fixed` bytes where nothing is loaded that
+    would find out, or the host none for its tier."""
     on_cpu, host_bytes = device.platform == "cpu", config.cache.host_bytes
     room = _available_host_bytes() // config.tensor if on_cpu else _limit(device) or arena
+    if device.platform == "sim" and fixed + arena > room:
+        raise ConfigError(
+            f"the model does not fit: {(fixed + arena - room) / 2**30:,.2f} GiB too little on each "
+            f"{device.device_kind} of {room / 2**30:,.2f} GiB for {fixed / 2**30:,.2f} GiB of weights and a KV pool of "
+            f"{arena / 2**30:,.2f} GiB: lower num_pages or device_bytes, or share it over more devices"
+        )
     if arena > room:
         raise ConfigError(
             f"the KV pool of {arena / 2**30:,.1f} GiB is more than the {room / 2**30:,.1f} GiB that "
@@ -130,6 +180,22 @@ def _check_room(arena: int, config: EngineConfig, device: Any) -> None:
             f"a host tier of {host_bytes / 2**30:,.1f} GiB is more than the {left / 2**30:,.1f} GiB that are "
             "left: lower host_bytes"
         )
+
+
+def host_tier_note(config: EngineConfig, page_bytes: int, layers: int) -> str:
+    """Which sequences the host tier can take, "" without one. `page_bytes`: of a page, all devices together.
+
+    Raises:
+      ConfigError: none, and sequences are to be swapped there.
+    """
+    host_bytes, size = config.cache.host_bytes, config.cache.page_size
+    pages = host_bytes // page_bytes
+    if config.scheduler.preemption == "swap" and pages < layers:
+        raise ConfigError(
+            f"preemption=swap: host_bytes={host_bytes:,} holds {pages} pages and the shortest sequence takes {layers}, "
+            f"one in each layer: nothing could be swapped; raise host_bytes to {layers * page_bytes:,} at least"
+        )
+    return f"{pages:,} pages: sequences of up to {pages // layers * size:,} tokens" if host_bytes else ""
 
 
 def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int) -> tuple[int, str]:

@@ -76,7 +76,8 @@ def keep(scaled: jax.Array, min_p: jax.Array, top_k: jax.Array, top_p: jax.Array
     keys = _ordered(scaled)
     k = jnp.where(top_k == 0, vocab, jnp.minimum(top_k, vocab)).astype(jnp.float32)
     kept = keys >= _largest_key(keys, jnp.ones_like(scaled), k)[:, None]
-    kept &= jnp.exp(scaled - scaled.max(-1, keepdims=True)) >= min_p[:, None]
+    # Rounding must not lose the most likely token when min_p is 1: it and its equals are kept then.
+    kept &= jnp.exp(scaled - scaled.max(-1, keepdims=True)) >= jnp.minimum(min_p, 1 - 1e-6)[:, None]
     probs = jax.nn.softmax(jnp.where(kept, scaled, -jnp.inf), axis=-1)
     # Rounding must not lose the whole row when top_p is 1: nothing is cut then.
     cut = _largest_key(keys, probs, jnp.clip(top_p, 1e-6, 1.0))  # below that: the most likely token alone

@@ -8,6 +8,7 @@ what it reads (`overlap.py`).
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine.costmodel.step_model import StepModel, StepWork
 from engine.executor.link import Link
 from engine.executor.overlap import STEP_START, Payload, StepCopies, run_layers
 from engine.memory.moves import Copy, Move
-from engine.scheduler.plan import Plan, StepResult
+from engine.scheduler.plan import Plan, Prefill, StepResult
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class SimExecutor:
         self.cost, self.clock, self.page_bytes = cost, clock, page_bytes
         self.depth, self.prefetch_depth = config.async_depth, config.prefetch_depth
         self._in, self._out = link_in, link_out
+        self._links: tuple[Link, ...] = (link_in, link_out)
         self._free = clock.now()  # when the device has done all that was submitted
         self._ahead = np.empty(0)  # when the steps end that `repeats` looked at
 
@@ -55,39 +57,43 @@ class SimExecutor:
         if plan.repeat > 1:
             ends = self._ahead[: plan.repeat].tolist()
         elif plan.moves or plan.streams or self._copying:
-            ends = [self._run_with_copies(plan, begin)]
+            work = work_of(plan.decode_positions, plan.prefills)
+            ends = [self._run_with_copies(self.cost, work, plan.all_moves, begin, (self._in, self._out))]
         else:
-            ends = [begin + self.cost.step(work_of(plan)).device]
+            ends = [begin + self.cost.step(work_of(plan.decode_positions, plan.prefills)).device]
         self._free = ends[-1]
         return Ticket(plan, start, ends)
 
-    def _run_with_copies(self, plan: Plan, begin: float) -> float:
-        """Runs a step whose copies, or earlier ones, are under way. Returns when it ends."""
-        time = self.cost.step(work_of(plan))
+    def _run_with_copies(
+        self,
+        cost: StepModel,
+        work: StepWork,
+        moves: Sequence[Move],
+        begin: float,
+        links: tuple[Link, Link],
+        first_layer: int = 0,
+    ) -> float:
+        """Runs layers from `first_layer` on, with copies of theirs, or while earlier ones are under way. Returns when
+        they end."""
+        time = cost.step(work)
         fetches, sends = defaultdict(list), defaultdict(list)
         layers = [time.layer] * time.num_layers
-        for move in plan.all_moves:
+        for move in moves:
+            layer = move.layer - first_layer
             payload = Payload(len(move.pages) * self.page_bytes, move)
-            seconds = self.cost.page_copy_seconds(payload.num_bytes)
+            seconds = cost.page_copy_seconds(payload.num_bytes)
             if not move.out:  # scattered before its layer
-                fetches[move.layer].append(payload)
-                layers[move.layer] += seconds
+                fetches[layer].append(payload)
+                layers[layer] += seconds
             elif move.transient:  # gathered behind its layer
-                sends[move.layer].append(payload)
-                layers[move.layer] += seconds
+                sends[layer].append(payload)
+                layers[layer] += seconds
             else:  # gathered before the first layer
                 sends[STEP_START].append(payload)
                 begin += seconds
-        collective = time.collective if self.cost.shares_host_link else 0.0
-        times = run_layers(
-            begin + time.embed,
-            layers,
-            StepCopies(fetches, sends),
-            self._in,
-            self._out,
-            self.prefetch_depth,
-            collective,
-        )
+        collective = time.collective if cost.shares_host_link else 0.0
+        copies = StepCopies(fetches, sends)
+        times = run_layers(begin + time.embed, layers, copies, *links, self.prefetch_depth, collective)
         return times.ends[-1] + time.tail
 
     def collect(self, ticket: Ticket) -> StepResult:
@@ -102,7 +108,7 @@ class SimExecutor:
     def repeats(self, plan: Plan, limit: int, until: float) -> int:
         """See `FastForward`. A step is planned when the one `depth` + 1 before it has ended."""
         now, host, depth = self.clock.now(), self.cost.host, self.depth
-        work = work_of(plan)
+        work = work_of(plan.decode_positions, plan.prefills)
         first = self.cost.step(work).device  # the shortest: contexts grow
         count = int(min(limit, (until - now) / first + depth + 2))
         device = self.cost.decode_seconds(work.num_decode, work.decode_kv, work.max_kv, count)
@@ -134,7 +140,7 @@ class SimExecutor:
 
     def wait_for_copies(self) -> tuple[Copy, ...]:
         """Lets time pass until a copy has ended."""
-        ends = [link.next_report for link in (self._in, self._out)]
+        ends = [link.next_report for link in self._links]
         self.clock.wait_until(min(end for end in ends if end is not None))
         return self._landed()
 
@@ -152,7 +158,7 @@ class SimExecutor:
     def _landed(self) -> tuple[Copy, ...]:
         """Copies that have ended by now and were not reported, in the order in which they ended."""
         now = self.clock.now()
-        jobs = sorted((j for link in (self._in, self._out) for j in link.take_ended(now)), key=lambda job: job.end)
+        jobs = sorted((j for link in self._links for j in link.take_ended(now)), key=lambda job: job.end)
         return tuple(
             Copy(m.out, m.block, m.layer, True, job.num_bytes, job.submitted, job.end, m.owners, m.transient)
             for job in jobs
@@ -160,13 +166,14 @@ class SimExecutor:
         )
 
 
-def work_of(plan: Plan) -> StepWork:
-    """What a plan computes, as far as its time depends on it."""
-    positions, num = plan.decode_positions, len(plan.decode_positions)
+def work_of(positions: np.ndarray, prefills: Sequence[Prefill]) -> StepWork:
+    """What decode rows at `positions` [B] and prefills compute, as far as its time depends on it."""
+    num = len(positions)
     kv, longest = (int(np.add.reduce(positions)) + num, int(np.maximum.reduce(positions)) + 1) if num else (0, 0)
-    if not plan.prefills:
+    if not prefills:
         return StepWork(num, kv, longest, (), num)
-    return StepWork(num, kv, longest, tuple((p.start, len(p.tokens)) for p in plan.prefills), plan.num_sampled)
+    sampled = num + sum(p.samples for p in prefills)
+    return StepWork(num, kv, longest, tuple((p.start, len(p.tokens)) for p in prefills), sampled)
 
 
 def _overlapped(start: float, second: float, host: float, device: np.ndarray) -> np.ndarray:

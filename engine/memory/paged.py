@@ -10,18 +10,18 @@ import numpy as np
 
 from engine.errors import OutOfPages
 from engine.memory.host import HostTier
-from engine.memory.pages import PagePool
 from engine.memory.slots import SlotStore
+from engine.memory.staged import Pool
 
 NO_DELTAS = np.empty((0, 4), np.int32)
 
 
 class PagedStore(SlotStore):
-    """Implements `KVStore` over a `PagePool`."""
+    """Implements `KVStore` over a `PagePool`, or over those of a pipeline's stages."""
 
     view = "paged"
 
-    def __init__(self, pool: PagePool, num_slots: int, page_size: int, max_tokens: int, host: HostTier | None = None):
+    def __init__(self, pool: Pool, num_slots: int, page_size: int, max_tokens: int, host: HostTier | None = None):
         super().__init__(num_slots, pool.num_layers, page_size, max_tokens, host)
         self.pool, self.pages_per_chunk = pool, pool.pages_per_chunk
         self.num_pages, self.arena_pages = pool.num_pages, pool.arena_pages
@@ -47,8 +47,7 @@ class PagedStore(SlotStore):
 
     def can_ever_hold(self, num_tokens: int) -> bool:
         """Whether an empty store could hold one sequence of this length."""
-        chunks = -(-self.pages_for(num_tokens) // self.pool.pages_per_chunk) * self.pool.num_layers
-        return num_tokens <= self.max_tokens and chunks <= self.pool.num_chunks
+        return num_tokens <= self.max_tokens and self.pool.can_ever_fit(self.pages_for(num_tokens))
 
     def fits(self, num_tokens: int, reserve: int = 0) -> bool:
         """Whether a new sequence of this length fits now, with `reserve` pages left over."""

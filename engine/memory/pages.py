@@ -16,6 +16,8 @@ import numpy as np
 from engine.config import cdiv
 from engine.memory.free_set import FreeSet
 
+SMALL = 4  # growth of up to a quarter of a chunk takes what lies ready
+
 
 class PagePool:
     """Allocates pages of all layers, counts references, frees.
@@ -36,8 +38,12 @@ class PagePool:
         # The rest is kept only when C > 1.
         self.owner = np.full(self.num_chunks + 1, -1, np.int32)  # layer of each chunk, -1 = free
         self._live = np.zeros((self.num_chunks + 1, pages_per_chunk), bool)  # pages with an owner
-        self._partial = np.zeros(self.num_chunks + 1, bool)  # owned chunks with free pages
+        self._partial = np.zeros(self.num_chunks + 1, bool)  # owned chunks with free pages, and some that are full
         self._own_free = np.zeros(num_layers, np.int64)  # [L] free pages in chunks a layer owns
+        # Growth comes often, frees and full chunks seldom: the free pages of the fullest chunks are laid ready once.
+        self._stack = np.zeros(num_layers * pages_per_chunk, np.int32)  # [L * C] of each layer's fullest chunk
+        self._next = np.zeros(num_layers, np.intp)  # [L] where each layer's next page lies in it
+        self._ready = 0  # pages of every layer that can be taken there
 
     @property
     def num_free(self) -> int:
@@ -48,7 +54,11 @@ class PagePool:
     @property
     def refcount(self) -> np.ndarray:
         """Owners of each page, int32 [P], 0 = free. Made from scratch: for tests and debug mode."""
-        return self._is_live(np.arange(self.arena_pages)) + self._extra
+        return self.owners(np.arange(self.arena_pages))
+
+    def owners(self, ids: np.ndarray) -> np.ndarray:
+        """Owners of these pages, int32 [n]."""
+        return self._is_live(ids) + self._extra[ids]
 
     def _is_live(self, ids: np.ndarray) -> np.ndarray:
         return ~self._free_chunks.contains(ids) if self.pages_per_chunk == 1 else self._live.reshape(-1)[ids]
@@ -59,6 +69,10 @@ class PagePool:
             return int(counts.sum()) if isinstance(counts, np.ndarray) else counts * self.num_layers
         lacking = np.maximum(counts - self._own_free, 0)
         return int((-(-lacking // self.pages_per_chunk)).sum())
+
+    def can_ever_fit(self, count: int) -> bool:
+        """Whether `count` pages of every layer fit an empty pool."""
+        return cdiv(count, self.pages_per_chunk) * self.num_layers <= self.num_chunks
 
     def fits(self, counts: np.ndarray | int, reserve: int = 0) -> bool:
         """Whether `counts` pages of every layer (or `counts[l]` of layer l) can be allocated with `reserve` pages
@@ -73,9 +87,12 @@ class PagePool:
         Raises:
           OutOfPages: they do not fit; nothing was taken.
         """
+        if isinstance(counts, int) and 0 < counts <= self.pages_per_chunk // SMALL and self._make_ready(counts):
+            return self._take_ready(counts)
         chunks = self._free_chunks.take(self._new_chunks(counts))
         if self.pages_per_chunk == 1:
             return chunks
+        self._ready = 0
         counts = np.broadcast_to(np.asarray(counts, np.int64), (self.num_layers,))
         own = np.minimum(counts, self._own_free)  # from chunks that the layers have already
         if len(chunks) == 0:
@@ -86,14 +103,56 @@ class PagePool:
         layer = np.repeat(np.tile(np.arange(self.num_layers), 2), np.concatenate([own, counts - own]))
         return ids[np.argsort(layer, kind="stable")]
 
+    def _make_ready(self, count: int) -> bool:
+        """Lays `count` pages of every layer ready, out of its fullest chunk: True, and the caller takes them at once.
+        False when some layers have such a chunk and others have none, or too full a one."""
+        if self._ready >= count:
+            return True
+        self._ready = 0
+        if self._own_free.all():
+            chunks, layer, free = self._own_chunks()
+            fullest = np.flatnonzero(np.diff(layer, prepend=-1))
+            chunks, ready = chunks[fullest], int(free[fullest].min())
+            if ready < count:
+                return False
+            column = np.argsort(self._live[chunks], 1, kind="stable")  # free pages come first
+        elif not self._own_free.any() and len(self._free_chunks) >= self.num_layers:
+            chunks, ready = self._free_chunks.take(self.num_layers), self.pages_per_chunk
+            column = np.arange(ready)
+            self.owner[chunks] = np.arange(self.num_layers)
+            self._partial[chunks] = True
+            self._own_free += ready
+        else:
+            return False
+        self._stack = (chunks[:, None] * np.int32(self.pages_per_chunk) + column.astype(np.int32)).reshape(-1)
+        self._next = np.arange(self.num_layers) * self.pages_per_chunk
+        self._ready = ready
+        return True
+
+    def _take_ready(self, count: int) -> np.ndarray:
+        """`count` pages of every layer that lie ready, in a few vector operations over L."""
+        ids = self._stack[self._next if count == 1 else (self._next[:, None] + np.arange(count)).reshape(-1)]
+        self._next += count
+        self._ready -= count
+        self._live.reshape(-1)[ids] = True
+        self._own_free -= count
+        return ids
+
+    def _own_chunks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Owned chunks with free pages, their layers and how many are free: layer after layer, fullest first."""
+        chunks = np.flatnonzero(self._partial)
+        free = self.pages_per_chunk - self._live[chunks].sum(1)
+        full = free == 0
+        if full.any():  # since pages that lay ready were taken
+            self._partial[chunks[full]] = False
+            chunks, free = chunks[~full], free[~full]
+        order = np.argsort(self.owner[chunks] * (self.pages_per_chunk + 1) + free, kind="stable")
+        return chunks[order], self.owner[chunks[order]], free[order]
+
     def _take_from_own(self, counts: np.ndarray) -> np.ndarray:
         """Pages out of chunks that the layers own already, fullest first. counts [L] -> ids, layer after layer."""
         c = self.pages_per_chunk
-        chunks = np.flatnonzero(self._partial)
-        free = c - self._live[chunks].sum(1)
-        order = np.argsort(self.owner[chunks] * (c + 1) + free, kind="stable")  # by layer, then by free pages
-        chunks, free = chunks[order], free[order]
-        layer = self.owner[chunks]
+        chunks, layer, free = self._own_chunks()
         ahead = np.cumsum(free) - free  # free pages in chunks ahead, all layers
         first = np.searchsorted(layer, np.arange(self.num_layers))  # of each layer
         ahead -= ahead[first[layer]]
@@ -158,6 +217,7 @@ class PagePool:
         wrong[1:] |= ids[1:] == ids[:-1]
         if wrong.any():
             raise RuntimeError(f"double free of page {int(ids[wrong][0])}")
+        self._ready = 0  # another chunk may be the fullest now
         self._live.reshape(-1)[ids] = False
         chunk = ids // c
         self._own_free += np.bincount(self.owner[chunk], minlength=self.num_layers)
@@ -182,7 +242,12 @@ class PagePool:
         if c > 1:
             free = c - live.sum(1)
             assert ((self.owner < 0) == is_free).all(), "owned chunks and live pages disagree"
-            assert (self._partial == (~is_free & (free > 0))).all(), "partial chunks are mislabelled"
+            assert not self._partial[is_free].any(), "a free chunk is labelled partial"
+            assert self._partial[~is_free & (free > 0)].all(), "a chunk with free pages is not labelled partial"
+            ahead = self._stack[self._next[:, None] + np.arange(self._ready)]
+            assert not self._is_live(ahead).any(), "a page that lies ready has an owner"
+            layer = np.arange(self.num_layers)[:, None]
+            assert (self.owner[ahead // c] == layer).all(), "a page of another layer lies ready"
             own_free = np.bincount(self.owner[~is_free], free[~is_free], self.num_layers)
             assert (self._own_free == own_free).all(), "free pages of a layer are miscounted"
         assert self.num_free + int(live.sum()) == self.num_pages, "pages leaked"

@@ -17,8 +17,8 @@ from engine.errors import OutOfPages
 from engine.memory.host import HostTier, Owner
 from engine.memory.moves import Copy, Move, Stream
 from engine.memory.paged import PagedStore
-from engine.memory.pages import PagePool
 from engine.memory.slots import NOT_WANTED
+from engine.memory.staged import Pool
 
 # A step that fetches a layer in more blocks than this regathers it. Each block costs a dispatch however small it is (60
 # us, as much as a small layer's program), and whole blocks are fetched, dead pages too. Parking makes one block per
@@ -34,7 +34,7 @@ class ParkingStore(PagedStore):
 
     def __init__(
         self,
-        pool: PagePool,
+        pool: Pool,
         num_slots: int,
         page_size: int,
         max_tokens: int,

@@ -7,6 +7,7 @@ from engine.memory.native import NativeStore
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
 from engine.memory.parking import ParkingStore
+from engine.memory.staged import Pool
 from engine.memory.store import KVStore
 
 
@@ -26,6 +27,18 @@ def make_store(
     if name == "native":
         return NativeStore(num_slots, num_layers, page_size, max_tokens, host)
     pool = PagePool(num_pages, num_layers, pages_per_chunk)
+    return paged_store(pool, num_slots, page_size, max_tokens, host, transient_pages)
+
+
+def paged_store(
+    pool: Pool,
+    num_slots: int,
+    page_size: int,
+    max_tokens: int,
+    host: HostTier | None = None,
+    transient_pages: int = 0,
+) -> PagedStore:
+    """An empty store over a pool, or over those of a pipeline's stages; with a host tier it parks layers."""
     if host is None:
         return PagedStore(pool, num_slots, page_size, max_tokens)
     return ParkingStore(pool, num_slots, page_size, max_tokens, host, transient_pages)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.errors import WeightsError
+from engine.files import whole_file
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
@@ -127,6 +128,9 @@ def write_file(
     Args:
       layout: name -> (dtype as in DTYPES, shape), in file order.
       arrays: one per entry, in that order; consumed one at a time, so a generator bounds host memory.
+
+    Raises:
+      OutputError: a full disk, for one; what was there stays.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers insists on
     at = 0
@@ -136,11 +140,9 @@ def write_file(
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
-    partial = Path(f"{path}.partial")
-    with partial.open("wb") as file:
+    with whole_file(Path(path)) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, (dtype, shape)), array in zip(layout.items(), arrays, strict=True):
             if array.dtype != DTYPES[dtype] or array.shape != shape:
                 raise ValueError(f"{name}: {array.dtype}{array.shape} is not {dtype}{shape}")
             file.write(np.ascontiguousarray(array).view(np.uint8).data)
-    partial.replace(path)

@@ -80,3 +80,5 @@ class StepResult(NamedTuple):
     end: float  # collected
     logprobs: np.ndarray | None = None  # int32 [R, logprobs.ROW_FIELDS] when some row wants them
     copies: tuple[Copy, ...] = ()  # moves known to have ended since the last result, of any step
+    device_start: float | None = None  # dispatched, and the step before it had finished; None: no device
+    device_end: float | None = None  # finished, whenever it was collected

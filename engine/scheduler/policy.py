@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from engine import extension
 from engine.config import SchedulerConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, FolioError, PolicyError
 from engine.scheduler.plan import Plan
 from engine.scheduler.state import SchedulerState
 
@@ -21,7 +23,9 @@ class Policy(Protocol):
     mixes: bool  # whether a step may prefill and decode at once
 
     def plan(self, now: float) -> Plan:
-        """The next step at time `now` (seconds on the engine's clock); an empty plan when nothing can run."""
+        """The next step at time `now` (seconds on the engine's clock); an empty plan when nothing can run before what
+        is in flight (a step, a copy) has ended. With nothing in flight some request can always run: the engine raises
+        PolicyError when the policy finds none and has not preempted either."""
         ...
 
 
@@ -50,7 +54,7 @@ def find_policy(name: str) -> PolicyFactory:
     """The class behind `--policy`.
 
     Raises:
-      ConfigError: an unknown name (lists the known ones), or one that is no policy.
+      ConfigError: an unknown name (lists the known ones), or one that is no policy or cannot be made as one.
     """
     known = names()
     if name in known:
@@ -60,6 +64,10 @@ def find_policy(name: str) -> PolicyFactory:
     found = extension.load(name, "policy")
     if not callable(found) or not callable(getattr(found, "plan", None)) or not hasattr(found, "mixes"):
         raise ConfigError(f"policy {name!r} is not a policy: it needs a class with `plan(now)` and `mixes`")
+    try:
+        inspect.signature(found).bind("config", "state", "max_batched_tokens")
+    except TypeError as e:
+        raise ConfigError(f"policy {name!r} must be made with (config, state, max_batched_tokens): {e}") from None
     return cast(PolicyFactory, found)
 
 
@@ -78,5 +86,14 @@ def make_policy(config: SchedulerConfig, state: SchedulerState, max_batched_toke
 
     Raises:
       ConfigError: no such policy.
+      PolicyError: one from outside the tree fails when it is made; says where and why.
     """
-    return find_policy(config.policy)(config, state, max_batched_tokens)
+    factory = find_policy(config.policy)
+    try:
+        return factory(config, state, max_batched_tokens)
+    except Exception as e:
+        if isinstance(e, FolioError) or not extension.is_external(config.policy):
+            raise
+        last = traceback.extract_tb(e.__traceback__)[-1]
+        why = f"{type(e).__name__}: {e} ({last.filename}:{last.lineno})"
+        raise PolicyError(f"policy {config.policy!r} cannot be made: {why}") from e

@@ -156,6 +156,7 @@ class SchedulerState:
         request.num_preemptions += 1
         self._preempted += 1
         if swap and self.store.can_swap_out(slot):
+            request.num_swaps += 1
             request.cached = int(self.cached[slot])
             self.store.swap_out(slot, request.id)
             self._unseat(request)

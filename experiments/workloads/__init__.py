@@ -12,7 +12,7 @@ A workload is named by a spec, `name[:file][,option=value]...`:
 `build` parses the spec, calls the builder registered under the name (each source's own options are in its file), then
 applies the options common to all:
 
-    num, start    how many requests to keep, after skipping `start` of them
+    num, start    how many requests to keep, after skipping `start` of them (sessions: see below)
     seed          of arrivals, lengths and token ids (default 0)
     scale_len     multiplies prompt and output lengths (at least 1 token stays)
     scale_prompt, scale_output    the same for one of the two; default scale_len
@@ -26,17 +26,22 @@ applies the options common to all:
 Sessions are conversations: each turn's prompt is the former prompt, the former output's length in tokens and what the
 user adds, so that prefixes are real; lengths scale by what each turn adds.
 
-Same spec, same requests, bit for bit; a smaller `num` is a prefix of a larger one. Imports no JAX.
+Same spec, same requests, bit for bit. A smaller `num` is a prefix of a larger one in the order in which `num` and
+`start` count: by arrival; where sessions have no recorded times (`synthetic`, `sharegpt`) one session after the other,
+so that all are whole but the last, and with `start` the first. Turns that a cut leaves out are said in one line. Ids
+number what is kept, by arrival. Imports no JAX.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from engine import extension
 from engine.errors import WorkloadError
@@ -159,7 +164,8 @@ _BUILDERS: dict[str, Builder] = {}
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Registers a builder `(file, options, window) -> requests [0, window.end)` under a spec name."""
+    """Registers a builder `(file, options, window) -> requests [0, window.end)`, or more, under a spec name; in the
+    order in which they count, by arrival within each session."""
 
     def add(builder: Builder) -> Builder:
         _BUILDERS[name] = builder
@@ -197,16 +203,30 @@ def build(spec: str) -> list[WorkloadRequest]:
     scaled = _length_transform(options)
     finish = _common_transform(options, closed=loop == "closed", seed=window.seed)
     options.finish()
-    kept = requests[window.start :][: window.num]
+    kept = list(enumerate(requests))[window.start :][: window.num]
     if not kept:
         raise options.error(f"no request is left: {len(requests)} available, start={window.start}")
     if window.num is not None and len(kept) < window.num:
         raise options.error(f"num={window.num} from start={window.start}, but only {len(kept)} requests are there")
-    if options.text("loop") == "closed" and all(r.think_s is None for r in kept):
+    if options.text("loop") == "closed" and all(r.think_s is None for _, r in kept):
         raise options.error("loop=closed needs sessions with a think time, and there are none")
-    t0 = kept[0].arrival_s if window.start else 0.0
-    based = (dataclasses.replace(r, id=str(i), arrival_s=r.arrival_s - t0) for i, r in enumerate(kept, window.start))
-    return [finish(scaled(r)) for r in based]
+    _say_what_is_cut(spec, requests, [r for _, r in kept])
+    kept.sort(key=lambda counted: counted[1].arrival_s)
+    t0 = kept[0][1].arrival_s if window.start else 0.0
+    return [
+        finish(scaled(dataclasses.replace(r, id=str(i), arrival_s=r.arrival_s - t0)), number)
+        for i, (number, r) in enumerate(kept, window.start)
+    ]
+
+
+def _say_what_is_cut(spec: str, requests: Sequence[WorkloadRequest], kept: Sequence[WorkloadRequest]) -> None:
+    """A line when sessions lose turns that the builder knows of."""
+    turns, left = (Counter(r.session for r in part if r.session is not None) for part in (requests, kept))
+    cut = [session for session in left if left[session] < turns[session]]
+    if cut:
+        lost = sum(turns[session] - left[session] for session in cut)
+        of = f"{len(cut)} of the {len(left)} sessions"
+        logging.warning("workload %r: num and start cut %s (turns left out: %d)", spec, of, lost)
 
 
 def seed_of(spec: str) -> int:
@@ -268,8 +288,8 @@ def _length_transform(options: Options) -> Callable[[WorkloadRequest], WorkloadR
     return apply
 
 
-def _common_transform(options: Options, closed: bool, seed: int) -> Callable[[WorkloadRequest], WorkloadRequest]:
-    """Times, the loop, sampling and priorities; called with the final ids."""
+def _common_transform(options: Options, closed: bool, seed: int) -> Callable[[WorkloadRequest, int], WorkloadRequest]:
+    """Times, the loop, sampling and priorities; called with a request and its number in the order of the builder."""
     rate_scale, time_scale = options.optional_number("rate_scale"), options.optional_number("time_scale")
     if rate_scale and time_scale:
         raise options.error("rate_scale and time_scale say the same thing; give one of them")
@@ -283,11 +303,11 @@ def _common_transform(options: Options, closed: bool, seed: int) -> Callable[[Wo
     sampling = tuple((name, value) for name, value in given.items() if value is not None)
     SamplingParams(**dict(sampling))  # refuses what is out of range before anything runs
 
-    def apply(r: WorkloadRequest) -> WorkloadRequest:
+    def apply(r: WorkloadRequest, number: int) -> WorkloadRequest:
         think = r.think_s * stretch if closed and r.think_s is not None else None
         changes: dict[str, Any] = {"sampling": sampling} if sampling else {}
         if priorities:
-            changes["priority"] = int(stream_tokens(keys, np.array([int(r.id)]), priorities)[0])
+            changes["priority"] = int(stream_tokens(keys, np.array([number]), priorities)[0])
         return dataclasses.replace(r, arrival_s=r.arrival_s * stretch, think_s=think, **changes)
 
     return apply

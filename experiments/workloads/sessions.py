@@ -22,7 +22,7 @@ def in_sessions(
     think_s: float,
     contents: Sequence[TokenIds | None] | None = None,
 ) -> list[WorkloadRequest]:
-    """The turns of all sessions, in order of arrival.
+    """The turns of all sessions, one session after the other.
 
     A turn's prompt is everything said before it and its own new tokens. Arrivals, for the open loop, are the session's
     start plus `think_s` per turn, as if answers took no time: such workloads record no times of their own.
@@ -51,4 +51,4 @@ def in_sessions(
                 )
             )
             said += new + output
-    return sorted(requests, key=lambda r: r.arrival_s)
+    return requests

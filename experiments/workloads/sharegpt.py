@@ -71,7 +71,7 @@ def sharegpt_like(file: str | None, options: Options, window: Window) -> list[Wo
 
 @register("sharegpt")
 def sharegpt(file: str | None, options: Options, window: Window) -> list[WorkloadRequest]:
-    """Reads as many conversations as the wanted requests can need, one session each.
+    """Reads as many conversations as the wanted requests need, one session each.
 
     Raises:
       WorkloadError: no such file or tokenizer, or a malformed conversation (its index, the message's and the field).
@@ -84,12 +84,14 @@ def sharegpt(file: str | None, options: Options, window: Window) -> list[Workloa
     if not isinstance(entries, list):
         raise WorkloadError(f"{file}: expected a JSON list of conversations, got {type(entries).__name__}")
     talks: list[Talk] = []
+    num_turns = 0
     for index, entry in enumerate(entries):
-        if window.num is not None and len(talks) == window.start + window.num:
-            break  # sessions start in order, so later ones cannot hold a wanted request
+        if window.num is not None and num_turns >= window.start + window.num:
+            break
         talk = _talk(entry, encode, most, f"{file}: conversation {index}")
         if talk[0]:
             talks.append(talk)
+            num_turns += len(talk[0])
     starts, seeds = arrival_times(options, len(talks), window.seed), token_seeds(len(talks), window.seed)
     return in_sessions(starts, [turns for turns, _ in talks], seeds, think_s, [content for _, content in talks])
 

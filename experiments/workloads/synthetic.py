@@ -3,9 +3,11 @@
     rate=R                     mean requests/s (default 1)
     arrivals=poisson|gamma|fixed    gamma takes cv=C, the coefficient of variation of the gaps (1 is Poisson)
     prompt=..., output=...     fixed:N | uniform:LOW:HIGH (both included) | lognormal:MEAN:P90
-    turns=N, think=S           sessions of N turns; prompt= is what the user adds in each; rate= counts sessions
+    turns=N, think=S           sessions of N turns; prompt= is what the user adds in each; rate= counts
+                               sessions, num= requests
 
-Defaults: 100 requests, Poisson, prompt=fixed:128, output=fixed:64, one turn. The first request arrives after one gap.
+Defaults: 100 requests (more when sessions of N turns are to be whole), Poisson, prompt=fixed:128, output=fixed:64, one
+turn. The first request arrives after one gap.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 
 import numpy as np
 
+from engine.config import cdiv
 from engine.errors import WorkloadError
 from experiments.workloads import Options, Window, WorkloadRequest, register
 from experiments.workloads.sessions import in_sessions, think_seconds
@@ -26,14 +29,15 @@ GAPS, PROMPTS, OUTPUTS, TOKENS = range(4)
 
 @register("synthetic")
 def synthetic(file: str | None, options: Options, window: Window) -> list[WorkloadRequest]:
-    """Builds the requests [0, window.end).
+    """Builds the requests [0, window.end), and what is left of the last one's session.
 
     Raises:
       WorkloadError: an option out of range.
     """
     if file is not None:
         raise options.error(f"synthetic reads no file, got {file!r}")
-    n, turns = window.end(DEFAULT_NUM), options.integer("turns", 1)
+    turns = options.integer("turns", 1)
+    n = cdiv(window.end(DEFAULT_NUM), turns)  # sessions
     arrivals = arrival_times(options, n, window.seed)
     prompts = lengths(options, "prompt", "fixed:128", n * turns, window.seed, PROMPTS).tolist()
     outputs = lengths(options, "output", "fixed:64", n * turns, window.seed, OUTPUTS).tolist()
@@ -41,7 +45,7 @@ def synthetic(file: str | None, options: Options, window: Window) -> list[Worklo
     if turns > 1:
         rows = list(zip(prompts, outputs, strict=True))
         talks = [rows[i : i + turns] for i in range(0, n * turns, turns)]
-        return in_sessions(arrivals, talks, seeds, think_seconds(options))[:n]
+        return in_sessions(arrivals, talks, seeds, think_seconds(options))
     return [WorkloadRequest(str(i), *row) for i, row in enumerate(zip(arrivals, prompts, outputs, seeds, strict=True))]
 
 

@@ -28,10 +28,11 @@ BUDGETS = st.sampled_from([None, 16, 40, 64])
 
 
 @lru_cache(None)
-def small_engine(name: str, page_size: int, deterministic: bool) -> Engine:
+def small_engine(name: str, page_size: int, deterministic: bool, chunk: int = 1) -> Engine:
     """Reused over examples: leftovers of one must not change the next."""
     pages = POOLS[page_size]
-    return tiny_engine(MODELS[name], pages, page_size, deterministic=deterministic, host_pages=2 * pages)
+    options = {"deterministic": deterministic, "host_pages": 2 * pages, "chunk": chunk}
+    return tiny_engine(MODELS[name], pages, page_size, **options)
 
 
 def variant(engine: Engine, async_depth: int = 1, budget: int | None = None, **scheduler) -> Engine:
@@ -75,13 +76,13 @@ def serve(engine, prompt_list, params, gaps):
     return [done[i] for i in ids], sum(done[i].metrics.num_preemptions for i in ids)
 
 
-def check_bit_identical(name: str, page_size: int, load, **options) -> int:
+def check_bit_identical(name: str, page_size: int, load, chunk: int = 1, **options) -> int:
     """Serves a load on a small deterministic engine, `variant(**options)`: every bit of every logit is as in the plain
     run. load: (prompt tokens, gap) pairs. Returns the number of preemptions."""
     lengths, gaps = zip(*load, strict=True)
     prompt_list = prompts(lengths)
     params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True)] * len(lengths)
-    engine = variant(small_engine(name, page_size, True), **options)
+    engine = variant(small_engine(name, page_size, True, chunk), **options)
     outputs, preemptions = serve(engine, prompt_list, params, gaps)
     for prompt, out in zip(prompt_list, outputs, strict=True):
         tokens, logits = plain(name, tuple(prompt), True)

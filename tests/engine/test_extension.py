@@ -170,7 +170,13 @@ def test_the_suite_judges_a_policy_by_name(outside):
         [sys.executable, *suite, "-k", "test_any_load", f"--policy={outside}/lazy.py:Lazy"],
         cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{outside}", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 1 and "requests are not served" in done.stdout
+    assert done.returncode == 1 and "lazy.py:Lazy' schedules none of" in done.stdout
+
+
+def test_the_readme_shows_the_example():
+    """Which the suites run: every line of it, and nothing else."""
+    section = (ROOT / "README.md").read_text().partition("\n## A policy of your own\n")[2]
+    assert section.partition("```python\n")[2].partition("```\n")[0] == EXAMPLE.read_text()
 
 
 def test_the_example_is_short():

@@ -11,10 +11,14 @@ from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfi
 from engine.engine import Engine
 from engine.executor.link import Link
 from engine.executor.memory_plan import MemoryPlan
+from engine.executor.pipeline_executor import PipelineExecutor
 from engine.executor.sim_executor import SimExecutor
 from engine.memory.blocks import BlockStore
 from engine.memory.host import HostTier
-from engine.memory.stores import make_store
+from engine.memory.pages import PagePool
+from engine.memory.staged import StagedPool
+from engine.memory.stores import make_store, paged_store
+from engine.request import SamplingParams
 from experiments.replay import Observer, StopFlag, replay
 from experiments.workloads import WorkloadRequest
 from tests.engine.executor.flat_cost import FlatCost
@@ -31,8 +35,20 @@ class Steps(Observer):
 
 
 def sim_engine(
-    cost, *, num_pages=400, pages_per_chunk=1, depth=1, max_context=1024, store="paged", host_pages=0, **scheduler
+    cost,
+    *,
+    num_pages=400,
+    pages_per_chunk=1,
+    depth=1,
+    max_context=1024,
+    store="paged",
+    host_pages=0,
+    stages=1,
+    spare=0,
+    **scheduler,
 ):
+    """An engine over `cost`; `store` may be "blocks", or "staged": one pool per layer, the second with `spare` pages
+    more; with two `stages` the second one, of the second layer, takes half as long."""
     config = EngineConfig(
         cache=CacheConfig(num_pages=num_pages, host_bytes=host_pages),
         scheduler=SchedulerConfig(**{"max_num_seqs": 8, "watermark": 0.0, **scheduler}),
@@ -42,11 +58,21 @@ def sim_engine(
     host = HostTier(host_pages) if host_pages else None
     if store == "blocks":
         kv = BlockStore(num_pages, 2, 8, 16, max_context, host)
+    elif store == "staged":
+        pools = [PagePool(num_pages // 2 + more, 1, pages_per_chunk) for more in (0, spare)]
+        kv = paged_store(StagedPool(pools), 8, 16, max_context, host)
     else:
         kv = make_store(store, num_pages, 2, pages_per_chunk, 8, 16, max_context, host)
     memory = MemoryPlan(kv.num_pages, pages_per_chunk, 1, max_context, "", 256, 0, 0, 0, 0)
     clock = VirtualClock()
-    executor = SimExecutor(cost, config, clock, 1, Link(256.0), Link(256.0))
+    links = [(Link(256.0), Link(256.0)) for _ in range(stages)]
+    executor = SimExecutor(cost, config, clock, 1, *links[0])
+    if stages > 1:
+        parts = (
+            FlatCost(host=cost.host, layers=range(1)),
+            FlatCost(1 / 128, 1 / 2048, host=cost.host, layers=range(1, 2)),
+        )
+        executor = PipelineExecutor(parts, config, clock, 1, links)
     return Engine(MODEL, config, memory, kv, executor, clock)
 
 
@@ -102,16 +128,53 @@ def load(policy, rows, depth, pages, host, order, watermark, swap, chunk=1):
     return requests, lambda **more: sim_engine(FlatCost(host=host), depth=depth, **sizes, **settings, **more)
 
 
-@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
-@quick
-@given(**LOADS, chunk=st.sampled_from([1, 4]))
-def test_passing_steps_at_once_is_stepping_through_them(policy, **case):
-    requests, make = load(policy, **case)
+def same_at_once_as_step_by_step(make, requests):
     metrics, steps, last, _ = outcome(make(), requests, fast=True)
     metrics_0, steps_0, last_0, _ = outcome(make(), requests, fast=False)
     assert metrics == metrics_0
     assert steps == steps_0
     assert last == last_0
+
+
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@quick
+@given(**LOADS, chunk=st.sampled_from([1, 4]))
+def test_passing_steps_at_once_is_stepping_through_them(policy, **case):
+    requests, make = load(policy, **case)
+    same_at_once_as_step_by_step(make, requests)
+
+
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@settings(quick, max_examples=20)
+@given(**LOADS, chunk=st.sampled_from([1, 4]), spare=st.sampled_from([0, 8]))
+def test_and_so_it_is_in_a_pipeline(policy, spare, **case):
+    """Two stages with pools of their own: steps overlap, rows wait for their own tokens only."""
+    requests, make = load(policy, **case)
+    same_at_once_as_step_by_step(lambda: make(store="staged", stages=2, spare=spare), requests)
+
+
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@quick
+@given(**LOADS, think=st.sampled_from([0.0, 0.25]), turns=st.integers(2, 4))
+def test_and_so_it_is_when_ends_bring_requests(policy, think, turns, **case):
+    """A closed loop: a turn of a session is due its think time after the former one has ended."""
+    requests, make = load(policy, **case)
+    requests = [
+        dataclasses.replace(r, session=str(i // turns), turn=i % turns, think_s=think) for i, r in enumerate(requests)
+    ]
+    metrics, steps, last, _ = outcome(make(), requests, fast=True)
+    metrics_0, steps_0, last_0, _ = outcome(make(), requests, fast=False)
+    assert metrics == metrics_0
+    assert steps == steps_0
+    assert last == last_0
+
+
+def test_a_promise_ends_with_the_replay():
+    """Whoever drives the engine by hand after a replay gets one step at a time."""
+    engine = sim_engine(FlatCost())
+    outcome(engine, [WorkloadRequest("a", 0.0, 16, 100)], fast=True)
+    engine.add_request([1] * 8, SamplingParams(max_tokens=50))
+    assert sum(len(out.new_token_ids) for _ in range(4) for out in engine.step()) <= 4
 
 
 @pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
@@ -122,9 +185,22 @@ def test_blocks_of_all_layers_serve_as_pages_do(policy, **case):
     assert outcome(make(store="blocks"), requests, fast=True) == outcome(make(), requests, fast=True)
 
 
-def test_long_decodes_take_few_plans():
+@pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])
+@settings(quick, max_examples=20)
+@given(**LOADS, spare=st.sampled_from([0, 8]))
+def test_blocks_serve_as_the_pools_of_stages_do(policy, spare, watermark, **case):
+    """While a sequence's layers stay together, the stage with the fewest pages decides; what the other has more is of
+    no use, though a watermark would count it."""
+    requests, make = load(policy, watermark=0.0 if spare else watermark, **case)
+    metrics, steps, last, num_records = outcome(make(store="staged", spare=spare), requests, fast=True)
+    last = dataclasses.replace(last, free_pages=last.free_pages - spare)
+    assert (metrics, steps, last, num_records) == outcome(make(store="blocks"), requests, fast=True)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_long_decodes_take_few_plans(stages):
     """One request of 100 tokens alone, and one that comes in between: two prefills, and decodes between events."""
-    engine = sim_engine(FlatCost())
+    engine = sim_engine(FlatCost(), stages=stages)
     requests = [WorkloadRequest("a", 0.0, 16, 100), WorkloadRequest("b", 0.5, 16, 100)]
     *_, num_records = outcome(engine, requests, fast=True)
     assert num_records < 16

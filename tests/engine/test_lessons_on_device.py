@@ -110,7 +110,7 @@ def test_lesson_05_the_wait_is_in_the_path_that_serves(monkeypatch, undisturbed)
     layer_of = executor.programs.layer
 
     def watched_land(kv, transfer, first=0):
-        arrived.update({id(block): transfer for block in transfer.arrays})
+        arrived.update({id(block): transfer for block in transfer.to_land})
         return land(kv, transfer, first)
 
     def watched_scatter(kv, ids, block):

@@ -8,7 +8,9 @@ from engine.metrics import RequestMetrics
 from engine.request import Request, SamplingParams
 
 
-def make_request(arrival=10.0, injected=10.25, scheduled=12.0, times=(13.0, 13.5, 15.5), finished=15.5, preempted=0):
+def make_request(
+    arrival=10.0, injected=10.25, scheduled=12.0, times=(13.0, 13.5, 15.5), finished=15.5, preempted=0, swapped=0
+):
     return Request(
         id="r",
         prompt=np.arange(7, dtype=np.int32),
@@ -20,11 +22,12 @@ def make_request(arrival=10.0, injected=10.25, scheduled=12.0, times=(13.0, 13.5
         scheduled=scheduled,
         finished=finished,
         num_preemptions=preempted,
+        num_swaps=swapped,
     )
 
 
 def test_one_request_by_hand():
-    m = RequestMetrics.from_request(make_request(preempted=2))
+    m = RequestMetrics.from_request(make_request(preempted=2, swapped=1))
     assert dataclasses.asdict(m) == {
         "num_prompt_tokens": 7,
         "num_output_tokens": 3,
@@ -39,6 +42,7 @@ def test_one_request_by_hand():
         "e2e_s": 5.5,
         "max_gap_s": 2.0,
         "num_preemptions": 2,
+        "num_swaps": 1,
     }
 
 

@@ -2,19 +2,20 @@
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from engine.engine import Engine
 from engine.errors import RequestError
-from engine.executor.recording import difference
+from engine.executor.recording import Diverged, difference
 from engine.recording import RecordingEngine, replay_recording
 from engine.request import SamplingParams
 from engine.scheduler.policy import names
 from engine.scheduler.sampling_rows import ROW
-from tests.engine.pattern_engine import pattern_engine
+from engine.scheduler.vllm_v0 import VllmV0
+from tests.engine.pattern_engine import pattern_engine, serving
 from tests.engine.pattern_executor import Injected
 from tests.engine.pattern_model import MODEL
 
@@ -65,6 +66,46 @@ def recording_pattern_engine(**setup) -> RecordingEngine:
     engine = rebuilt(RecordingEngine, parts, parts.executor, parts.clock)
     parts.executor.requests = engine.state.requests
     return engine
+
+
+class Patient(VllmV0):
+    """While others run, leaves everybody waiting for 3 s, hoping for company: time is what policies may go by."""
+
+    def plan(self, now):
+        self.now = now
+        return super().plan(now)
+
+    def _admit(self):
+        state = self.state
+        ready = not len(state.running) or self.now >= state.waiting.head.arrival + 3
+        return super()._admit() if ready else []
+
+
+@pytest.mark.parametrize("async_depth", [0, 1])
+def test_a_policy_may_go_by_the_time_it_is_given(async_depth):
+    """The replay asks it at the recorded times; had the second request come a second later, it would wait longer."""
+    setup, again = {"policy": f"{__name__}:Patient", "async_depth": async_depth}, []
+    engine = recording_pattern_engine(**setup)
+    serving(engine, 5)
+    arrival = engine.clock.now()
+    engine.add_request([1, 2], SamplingParams(max_tokens=3))
+    while engine.has_work():
+        engine.step()
+    plans = [e for e in engine.recording if e.call == "plan"]
+    submits = [e.given for e in engine.recording if e.call == "submit"]
+    second = submits[[bool(p.prefills) for p in submits].index(True, 1)]
+    assert [e.given for e in plans if e.given <= arrival + 3][-1] == arrival + 3 and second.step == arrival + 4
+
+    def make(*outside):
+        again.append(rebuilt(Engine, pattern_engine(**setup), *outside))
+        return again[-1]
+
+    assert replay_recording(make, engine.recording) == len(submits) and again[0].step_log == engine.step_log
+    at = [i for i, e in enumerate(engine.recording) if e.call == "add_request"][1]
+    event = engine.recording[at]
+    engine.recording[at] = replace(event, given=event.given | {"arrival": arrival + 1})
+    with pytest.raises(Diverged, match=f"^step {second.step}: plan\\."):
+        replay_recording(make, engine.recording)
 
 
 @pytest.mark.parametrize("policy", [*names(), PARKS])

@@ -23,7 +23,6 @@ from engine.memory.stores import make_store
 from engine.recording import RecordingEngine, replay_recording
 from engine.request import SamplingParams
 from engine.scheduler.policy import names, token_budget
-from engine.scheduler.vllm_v0 import VllmV0
 from engine.scheduler.vllm_v1 import VllmV1
 from tests.engine.tiny import NARROW, prompts, tiny_engine
 
@@ -170,36 +169,6 @@ def test_parked_layers(preemption, async_depth):
     setup, engine, *rest = record(PARKS, preemption=preemption, async_depth=async_depth)
     assert engine.policy.policy.streamed > 0
     check_replay(setup, engine, *rest)
-
-
-class Paced(VllmV0):
-    """Lets 5 ms pass before each admission: time is what policies may go by."""
-
-    next_admission = None
-
-    def plan(self, now):
-        self.now = now
-        if self.next_admission is None:
-            self.next_admission = now + 0.005
-        return super().plan(now)
-
-    def _admit(self):
-        prefills = super()._admit() if self.now >= self.next_admission else []
-        if prefills:
-            self.next_admission = self.now + 0.005
-        return prefills
-
-
-@pytest.mark.parametrize("async_depth", [0, 1])
-def test_a_policy_may_go_by_the_time_it_is_given(async_depth):
-    """Plans that turn out empty are at their times, too."""
-    setup, engine, *rest = record(f"{__name__}:Paced", async_depth=async_depth)
-    assert calls(engine.recording)["plan"] > len(engine.step_log)
-    check_replay(setup, engine, *rest)
-    start = engine.recording[0].time
-    still = [replace(e, time=start, given=start if e.call == "plan" else e.given) for e in engine.recording]
-    with pytest.raises(Diverged, match="the recording goes on with submit, the engine has ended its step"):
-        setup.replay(still)  # 5 ms never pass
 
 
 class Nosy(VllmV1):

@@ -90,6 +90,16 @@ def test_chunks_do_not_change_tokens(chunk):
         assert np.array_equal(out.logits, plain("wide", tuple(prompt), True)[1])
 
 
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_chunks_under_pressure_do_not_change_tokens(policy, preemption):
+    """Seven chunks of 4 pages for two layers: sequences are preempted, to the host too, and chunks change layers."""
+    load = [*FULL_POOL, (90, 1), (17, 2)]
+    budget = 72 if policy == "chunked" else None  # a prompt and a part of the next
+    options = {"chunk": 4, "policy": policy, "preemption": preemption, "budget": budget}
+    assert check_bit_identical("wide", 16, load, **options) > 0
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_sampled_tokens_do_not_depend_on_the_batch(policy):
     """A seeded request draws the same tokens alone and among greedy and sampled others, preempted or not."""

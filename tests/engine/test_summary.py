@@ -32,12 +32,15 @@ def step(end, **fields):
 
 def test_summary_by_hand():
     a = metrics()  # due 10, ttft 3, tpot 1.25, gaps .5 2, e2e 5.5
-    b = metrics(arrival=14.0, injected=14.0, scheduled=14.0, times=(15.0, 15.25), finished=15.25, preempted=1)
+    b = metrics(
+        arrival=14.0, injected=14.0, scheduled=14.0, times=(15.0, 15.25), finished=15.25, preempted=3, swapped=1
+    )
     s = summarise(Outcomes([a, b], failed=[11.0]), Window(10.0, 20.0))
     assert (s["duration"], s["sent"], s["completed"], s["failed"], s["unfinished"]) == (10.0, 3, 2, 1, 0)
     assert (s["total_input_tokens"], s["total_output_tokens"]) == (14, 5)
     assert (s["request_throughput"], s["output_throughput"], s["total_token_throughput"]) == (0.2, 0.5, 1.9)
-    assert s["total_preemptions"] == s["preempted_requests"] == 1
+    assert (s["total_preemptions"], s["preempted_requests"]) == (3, 1)
+    assert (s["swapped_preemptions"], s["recomputed_preemptions"]) == (1, 2)
     assert (s["mean_ttft_ms"], s["median_ttft_ms"], s["std_ttft_ms"]) == (2000.0, 2000.0, 1000.0)
     assert s["mean_queue_ms"] + s["mean_prefill_ms"] == s["mean_ttft_ms"]
     assert s["mean_ttst_ms"] == 375.0 and s["max_ttst_ms"] == 500.0

@@ -27,29 +27,36 @@ def test_on_four_devices(part):
 
 
 def same_tokens():
-    """Invariant 4 (b), teacher-forced, with preemptions; on four devices two hold a copy of the same kv head."""
+    """Invariant 4 (b), teacher-forced, every policy with preemptions; on four devices two hold the same kv head."""
     import numpy as np
 
     from engine.request import SamplingParams
-    from tests.engine.identity import OUTPUT, check_close, serve
+    from tests.engine.identity import OUTPUT, check_close, serve, variant
     from tests.engine.tiny import WIDE, prompts, tiny_engine
 
     model = WIDE.replace(name="all-kinds", qkv_bias=True, qk_norm=True, tie_embeddings=True)
     loads = prompts([63, 17, 63, 40, 63])
+    policies = {"vllm_v0": {}, "vllm_v1": {"preemption": "swap"}, "chunked": {"budget": 40}}
     runs, forced = {}, [()] * len(loads)
     for tensor in (1, 2, 4):
-        params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True, forced_tokens=t) for t in forced]
-        engine = tiny_engine(model, num_pages=14, tensor=tensor)
-        outputs, preemptions = serve(engine, loads, params, [0, 0, 1, 0, 2])
-        assert preemptions > 0
-        forced = forced if tensor > 1 else [tuple(o.token_ids) for o in outputs]
-        assert [tuple(o.token_ids) for o in outputs] == forced
-        steps = [(s.num_decode, s.prefill_tokens, s.free_pages, s.num_preempted) for s in engine.step_log]
-        runs[tensor] = steps, np.concatenate([o.logits for o in outputs])
+        device = tiny_engine(model, num_pages=14, tensor=tensor, host_pages=28, query_tile=64, max_tiles=1)
+        for policy, options in policies.items():
+            params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True, forced_tokens=t) for t in forced]
+            engine = variant(device, policy=policy, **options)
+            outputs, preemptions = serve(engine, loads, params, [0, 0, 1, 0, 2])
+            assert preemptions > 0
+            assert any(o.metrics.num_swaps for o in outputs) == ("preemption" in options)
+            forced = [tuple(o.token_ids) for o in outputs] if not runs else forced
+            assert [tuple(o.token_ids) for o in outputs] == forced
+            steps = [(s.num_decode, s.prefill_tokens, s.free_pages, s.num_preempted) for s in engine.step_log]
+            runs[tensor, policy] = steps, np.concatenate([o.logits for o in outputs])
     for tensor in (2, 4):
-        assert runs[tensor][0] == runs[1][0]
-        check_close(runs[1][1], runs[tensor][1])
-        assert np.any(runs[tensor][1] != runs[1][1])  # sums in another order: several devices did work
+        for policy in policies:
+            (expected_steps, expected), (steps, logits) = runs[1, policy], runs[tensor, policy]
+            if policy != "vllm_v1":  # when a copy lands, and is seen, is a matter of time
+                assert steps == expected_steps
+            check_close(expected, logits)
+            assert np.any(logits != expected)  # sums in another order: several devices did work
 
 
 def layer_program():

@@ -7,7 +7,7 @@ import pytest
 from engine import Engine
 from engine.config import CacheConfig, EngineConfig, SchedulerConfig, SimConfig
 from experiments import bench_prediction, common_flags, workloads
-from experiments.bench_policies import laid_over
+from experiments.common_flags import laid_over
 from experiments.quiet import Others
 from experiments.replay import StopFlag
 

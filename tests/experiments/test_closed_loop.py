@@ -92,7 +92,8 @@ def test_an_aborted_turn_ends_its_session():
 
 
 def test_a_session_that_lost_its_first_turns_begins_with_what_is_left():
-    requests = build("synthetic:turns=3,arrivals=fixed,think=1.5,loop=closed,prompt=fixed:10,num=6,start=2")
-    assert requests[0].turn == 1 and requests[0].think_s == 1.5
+    requests = build("synthetic:turns=3,arrivals=fixed,think=1.5,loop=closed,prompt=fixed:10,num=6,start=1")
+    assert [(r.session, r.turn) for r in requests[:3]] == [("1", 0), ("0", 1), ("2", 0)]
+    assert requests[1].think_s == 1.5 and requests[1].arrival_s == 0.5
     _, log = run(requests, token_s=1e-4, decode_s=1e-3)
-    assert len(log.finished) == 6 and log.finished[requests[0].id][0].arrival_s == 0.0
+    assert len(log.finished) == 6 and log.finished[requests[1].id][0].arrival_s == 0.5

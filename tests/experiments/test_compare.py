@@ -75,6 +75,21 @@ def test_unequal_workloads_are_refused_in_one_line_that_names_both(tmp_path):
     assert compare(a, b, "--allow_different_workloads")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("median_ttft_ms", "fast", "median_ttft_ms must be a number, got 'fast'"),
+        ("completed", [1], "completed must be a number, got '[1]'"),
+        ("p99_itl_ms", True, "p99_itl_ms must be a number, got 'True'"),
+        ("workload_hash", 7, "workload_hash must be text, got '7'"),
+    ],
+)
+def test_a_figure_that_is_no_number_is_one_line(tmp_path, column, value, message):
+    good, bad = write(tmp_path / "good.json", VLLM), write(tmp_path / "bad.json", VLLM | {column: value})
+    code, _, stderr, _ = compare(good, bad)
+    assert (code, stderr) == (2, f"compare: {bad}: {message}\n")
+
+
 def test_the_scope_chooses_our_window(tmp_path):
     a, b = make_run(tmp_path / "a", "1"), write(tmp_path / "vllm.json", VLLM)
     assert [r["request_throughput"] for r in compare(a, b, "--scope=window")[3]] == [3.0, 2.0]

@@ -5,8 +5,17 @@ import dataclasses
 import pytest
 
 from engine.errors import ConfigError
-from experiments import compare_vllm_scheduler
-from experiments.schedules import Arrival, Load, Step, VllmV1, difference, schedule
+from experiments.schedules import (
+    Arrival,
+    Load,
+    Step,
+    VllmV1,
+    continued_chunks,
+    difference,
+    preempted,
+    random_load,
+    schedule,
+)
 from tests.experiments import programs
 
 LOAD = Load(
@@ -69,7 +78,7 @@ def test_the_order_of_admission_counts():
 def test_random_loads_compute_every_token_since_the_last_admission(order):
     num_preempted = num_chunks = 0
     for seed in range(6):
-        load = compare_vllm_scheduler.random_load(seed, order)
+        load = random_load(seed, order)
         steps, computed = schedule(load, VllmV1(load)), {}
         for step in steps:
             assert sum(count for _, count in step.tokens) <= load.max_num_batched_tokens
@@ -77,8 +86,8 @@ def test_random_loads_compute_every_token_since_the_last_admission(order):
             for number, count in step.tokens:
                 computed[number] += count
         assert computed == {i: a.prompt_len + a.output_len - 1 for i, a in enumerate(load.arrivals)}
-        num_preempted += compare_vllm_scheduler.preempted(steps)
-        num_chunks += compare_vllm_scheduler.continued_chunks(steps)
+        num_preempted += preempted(steps)
+        num_chunks += continued_chunks(steps)
     assert num_preempted and num_chunks
 
 

@@ -1,5 +1,6 @@
 """Protects the command line: help without JAX, absurd flags as one line and exit code 2, flags reaching the config."""
 
+import re
 import sys
 
 import pytest
@@ -38,7 +39,17 @@ def test_help_imports_no_jax_and_shows_what_people_use(program):
     )
     assert all((flag in process.stdout) == (program in PROGRAMS) for flag in ("--model", "--page_size")), process.stderr
     assert "--watermark" not in process.stdout and process.stdout.count("\n  --") <= 28
+    assert ("\n  --out:" in process.stdout) == (program in ("serve", "bench_engine", "demo"))
     assert "HEAVY []" in process.stdout
+
+
+def test_readme_says_which_flags_help_shows():
+    """Bold in its table are those, no more and no less; the others exist."""
+    table = re.findall(r"^\| ([*`][^|]*--[^|]*) \|", (programs.ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    bold = re.findall(r"\*\*`--(\w+)`\*\*", " ".join(table))
+    assert sorted(bold) == sorted(holder.name for holder in common_flags.KEY_FLAGS)
+    named = re.findall(r"`--(\w+)`", " ".join(table))
+    assert len(named) == len({*named}) > 25 and all(name in flags.FLAGS for name in named)
 
 
 def test_defaults_are_the_engines_own(parsed):
@@ -139,11 +150,40 @@ ABSURD = {
     "--window=5:3": "the end must be after the start",
     "--profile_dir=/dev/null/x": "--profile_dir=/dev/null/x cannot be made",
     "extra": "unexpected argument 'extra'",
+    "--num_processes=3": "--num_processes=3 needs --coordinator=HOST:PORT",
 }
+
+
+UNREAD = {
+    "generate": ("--model=tiny-1m", "--prompt_ids=1", "--out=x"),
+    "follow": ("--coordinator=localhost:1", "--policy=vllm_v1"),
+    "convert_checkpoint": ("--hf=x", "--out=y", "--overwrite"),
+    "compare": ("a", "b", "--seed=1"),
+    "bench_engine": ("--overwrite",),
+}
+
+
+@pytest.mark.parametrize("program", UNREAD)
+def test_a_flag_that_the_program_would_ignore_is_refused(program):
+    unread = UNREAD[program][-1].partition("=")[0]
+    line = f"{program}: {unread} means nothing to this program (--help lists the flags)\n"
+    assert programs.run(program, *UNREAD[program])[::2] == (2, line)
+
+
+def test_a_flagfile_repeats_a_run_of_one_process(parsed, tmp_path):
+    """The number of processes is in flags.txt only when there was more than one."""
+    parsed()
+    common_flags.engine_config_from_flags()
+    assert "num_processes" not in flagfile_text()
+    parsed("--coordinator=localhost:1", "--tensor=2")
+    common_flags.engine_config_from_flags()
+    assert common_flags.num_processes() == 2
 
 
 def test_programs_that_serve_nothing_answer_in_one_line():
     assert programs.run("follow")[::2] == (2, "follow: --coordinator is missing: host:port of process 0\n")
+    code, _, stderr = programs.run("follow", "--coordinator=foo")  # an IndexError inside JAX
+    assert (code, stderr.count("\n")) == (2, 1) and "'foo': expected host:port of process 0" in stderr
     convert = "convert_checkpoint"
     one = f"{convert}: give what to read by exactly one of --hf and --orbax\n"
     assert programs.run(convert, "--out=x")[::2] == programs.run(convert, "--hf=x", "--orbax=y")[::2] == (2, one)

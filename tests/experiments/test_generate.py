@@ -11,7 +11,7 @@ BAD = {
     "--prompt_ids=1 --top_p=0": "top_p must be in (0, 1], got 0.0",
     "--prompt_ids=1 --temperature=-1": "temperature must be 0 (greedy) or in [1e-4, 1e4], got -1",
     "--prompt_ids=1 --max_tokens=0": "max_tokens must be an integer in [1, 2147483648), got 0",
-    "--prompt_ids=1 --min_p=1": "min_p must be in [0, 1), got 1.0",
+    "--prompt_ids=1 --min_p=1.5": "min_p must be in [0, 1], got 1.5",
     "--prompt_ids=1 --max_tokens=2 --min_tokens=3": "min_tokens must be an integer in [0, 3), got 3",
     "--prompt_ids=1 --logprobs=21": "logprobs must be an integer in [0, 21), got 21",
     "--prompt_ids=1 --stop=": "stop must be a tuple of non-empty strings, got ('',)",

@@ -89,8 +89,9 @@ def interrupted(tmp_path):
         Copy(False, 0, 1, True, 500, T0 + 3.25, T0 + 3.75),
     )
     fields = STEP | {"num_preempted": 0, "num_finished": 0}
-    record.step(StepRecord(1, T0 + 3.0, T0 + 4.0, **fields, bytes_out=1000, bytes_in=500, copies=copies))
-    record.step(StepRecord(2, T0 + 4.0, T0 + 8.0, **fields, host_bytes=7))
+    device = [{"device_start": T0 + a, "device_end": T0 + b} for a, b in ((3.0, 3.75), (4.25, 7.5))]
+    record.step(StepRecord(1, T0 + 3.0, T0 + 4.0, **fields, bytes_out=1000, bytes_in=500, copies=copies, **device[0]))
+    record.step(StepRecord(2, T0 + 4.0, T0 + 8.0, **fields, host_bytes=7, **device[1]))
     record.close()
     return tmp_path
 
@@ -129,6 +130,14 @@ def test_copies_have_a_track_per_direction(interrupted):
     }
     counters = [e["args"]["host_bytes"] for e in events(interrupted) if e["ph"] == "C" and e["name"] == "host_bytes"]
     assert counters == [0, 7]
+
+
+def test_what_the_device_did_of_the_steps_is_a_track_with_gaps(interrupted):
+    """Steps as the host sees them follow each other without a gap; the device waited from 3.75 s to 4.25 s."""
+    timeline.write(interrupted)
+    labels, tracks = names(interrupted, timeline.ENGINE), spans(interrupted, timeline.ENGINE)
+    shown = {labels[t]: [(e["ts"] / 1e6, e["dur"] / 1e6) for e in es] for t, es in tracks.items()}
+    assert shown == {"steps": [(3.0, 1.0), (4.0, 4.0)], "device": [(3.0, 0.75), (4.25, 3.25)]}
 
 
 def test_a_row_cut_off_by_a_crash_is_left_out_and_a_bad_one_named(interrupted):

@@ -158,7 +158,7 @@ def parsed(text):
 
 
 def test_mooncake_export_keeps_the_traces_sharing(files):
-    rows = parsed(workload_exports.mooncake(build(f"mooncake:{files}/m.jsonl"), VOCAB))
+    rows = parsed(workload_exports.mooncake(build(f"mooncake:{files}/m.jsonl"), VOCAB).text)
     assert [r["hash_ids"] for r in rows] == [[0, 1, 2], [0, 3], [0, 1]]  # the trace's ids, numbered as they come
     kept = [{k: r[k] for k in ("timestamp", "input_length", "output_length")} for r in MOONCAKE]
     assert [{k: r[k] for k in r if k != "hash_ids"} for r in rows] == kept
@@ -168,14 +168,14 @@ def test_mooncake_export_keeps_the_traces_sharing(files):
 
 def test_mooncake_export_of_sessions_shares_whole_blocks():
     requests = build("synthetic:turns=2,num=2,prompt=fixed:1100,output=fixed:10,arrivals=fixed,rate=0.01,think=0.5")
-    rows = parsed(workload_exports.mooncake(requests, VOCAB))
+    rows = parsed(workload_exports.mooncake(requests, VOCAB).text)
     assert [r["timestamp"] for r in rows] == [100_000, 100_500]
     assert rows[0]["hash_ids"] == [0, 1, 2] and rows[1]["hash_ids"] == [0, 1, 3, 4, 5]  # block 2 was partial
 
 
 def test_sglang_export_holds_token_ids():
     requests = build("synthetic:num=3,prompt=uniform:3:9,arrivals=fixed,rate=4")
-    rows = parsed(workload_exports.sglang(requests, VOCAB))
+    rows = parsed(workload_exports.sglang(requests, VOCAB).text)
     assert [r["prompt"] for r in rows] == [r.prompt_tokens(VOCAB).tolist() for r in requests]
     assert [(r["prompt_len"], r["output_len"]) for r in rows] == [(r.prompt_len, r.output_len) for r in requests]
     assert [r["timestamp"] for r in rows] == [250.0, 500.0, 750.0]
@@ -196,12 +196,64 @@ class Letters(Tokenizer):
 
 def test_vllm_export_is_text_and_counts_what_changed():
     requests = build("synthetic:num=4,prompt=fixed:20,output=uniform:1:9")
-    text, changed = workload_exports.vllm(requests, 26, Letters())
-    rows = parsed(text)
+    export = workload_exports.vllm(requests, 26, Letters())
+    rows = parsed(export.text)
     assert all(set(r) == {"prompt", "output_tokens"} for r in rows)
     assert [r["output_tokens"] for r in rows] == [r.output_len for r in requests]
     assert rows[0]["prompt"] == Letters().decode(requests[0].prompt_tokens(26).tolist())
-    assert changed == sum("z" in r["prompt"] for r in rows) and 0 < changed < 4
+    changed = sum("z" in r["prompt"] for r in rows)
+    lost = {"arrival time": 4, "prompt length": changed, "token ids": changed}
+    assert workload_exports.left_out(requests, export, 26) == lost and 0 < changed < 4
+
+
+def hashed(requests):
+    return workload_hash(requests, 26)
+
+
+EXPORTS = {
+    "vllm": lambda requests: workload_exports.vllm(requests, 26, Letters()),
+    "sglang": lambda requests: workload_exports.sglang(requests, 26),
+    "mooncake": lambda requests: workload_exports.mooncake(requests, 26),
+}
+SESSIONS = "synthetic:turns=2,num=4,think=0.25,rate=4,arrivals=fixed,prompt=fixed:3,output=fixed:2,seed=2"
+OPTIONS = {"closed loop and think time": "loop=closed", "sampling": "temperature=0.5", "priority": "priorities=3"}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_export_without_a_property_has_another_hash_and_says_so(name, option):
+    """Whatever no format holds: the hash is that of the workload that never had it."""
+    plain, special = build(SESSIONS), build(f"{SESSIONS},{OPTIONS[option]}")
+    ours, theirs = EXPORTS[name](plain), EXPORTS[name](special)
+    changed = sum(a != b for a, b in zip(plain, special, strict=True))
+    lost = [workload_exports.left_out(r, e, 26) for r, e in ((plain, ours), (special, theirs))]
+    assert lost[1] == lost[0] | {option: changed} and changed
+    assert theirs.text == ours.text and theirs.workload_hash == ours.workload_hash != hashed(special)
+
+
+def test_what_a_format_holds_keeps_its_hash(files):
+    """Token ids and times: SGLang's. Text that encodes to the same tokens, all at once: vLLM's."""
+    sessions, burst = build(SESSIONS), build("burst:num=3,context=4,seed=6")
+    assert not any("z" in row["prompt"] for row in parsed(EXPORTS["vllm"](burst).text))
+    for requests, export in ((sessions, EXPORTS["sglang"](sessions)), (burst, EXPORTS["vllm"](burst))):
+        assert export.workload_hash == hashed(requests) and workload_exports.left_out(requests, export, 26) == {}
+    later = EXPORTS["vllm"](sessions)
+    assert (
+        later.workload_hash != hashed(sessions) and workload_exports.left_out(sessions, later, 26)["arrival time"] == 4
+    )
+
+
+@pytest.mark.parametrize("spec", [SESSIONS, "synthetic:num=5,rate=300,prompt=fixed:600", "mooncake:{}/m.jsonl"])
+def test_a_mooncake_export_has_the_hash_of_what_is_read_from_it(files, spec):
+    """Times in whole ms after the first request, tokens that follow from the block ids."""
+    requests = build(spec.format(files))
+    export = EXPORTS["mooncake"](requests)
+    (files / "x.jsonl").write_text(export.text)
+    again = build(f"mooncake:{files}/x.jsonl")
+    assert export.workload_hash == hashed(again) and [r.arrival_s for r in export.requests] == [
+        r.arrival_s for r in again
+    ]
+    assert workload_exports.left_out(requests, export, 26)["token ids"] == len(requests)
 
 
 # ---------------------------------------------------------------------------------------------- the program
@@ -232,10 +284,17 @@ def test_the_program_and_serve_agree_on_the_hash(tmp_path):
 
 @pytest.mark.parametrize(("name", "field"), [("mooncake", "hash_ids"), ("sglang", "prompt")])
 def test_the_program_exports(tmp_path, name, field):
-    path = tmp_path / "x.jsonl"
-    code, out, err = programs.run("workload", "--workload=burst:num=3,context=40", f"--out={path}", f"--format={name}")
+    path, spec = tmp_path / "x.jsonl", "burst:num=3,context=40,temperature=0.5"
+    code, out, err = programs.run("workload", f"--workload={spec}", f"--out={path}", f"--format={name}")
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["workload_hash"] == workload_hash(build("burst:num=3,context=40"), 32000)
+    line = json.loads(out.splitlines()[-1])
+    lost = {"sampling": 3} | ({"token ids": 3} if name == "mooncake" else {})
+    assert line["left_out"] == lost
+    assert [row for row in out.splitlines() if row.startswith("left out")] == [
+        f"left out: {what}, of 3 of 3 requests" for what in lost
+    ]
+    served = build(f"mooncake:{path}" if name == "mooncake" else "burst:num=3,context=40")
+    assert line["workload_hash"] == workload_hash(served, 32000)
     assert [len(r[field]) for r in parsed(path.read_text())] == [1 if name == "mooncake" else 40] * 3
 
 
@@ -254,7 +313,7 @@ BAD = {
     "--workload=burst": "--out is missing",
     "--workload=burst --out=x --vocab_size=0": "vocab_size",
     "--workload=burst --out=x --format=csv": "format",
-    "--workload=burst --out=nowhere/x": "--out=nowhere/x cannot be written: No such file or directory",
+    "--workload=burst --out=nowhere/x": "nowhere/x cannot be written: No such file or directory",
     "--workload=burst:num=1 --out=x --format=vllm": "--format=vllm holds text: give --tokenizer",
     "--workload=burst:num=1 --out=x --format=vllm --tokenizer=no": "--tokenizer=no needs tokenizer.json",
 }

@@ -1,6 +1,7 @@
 """Protects the readers: what hand-written files mean, that shared prefixes are shared tokens, and errors that name the
 line and the field."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from engine.errors import WorkloadError
 from experiments.workloads import build, sharegpt
 from experiments.workloads.content import Blocks, stream_keys, stream_tokens
+from experiments.workloads.frozen import freeze
 
 TRACES = Path(__file__).parents[3] / "shared/traces"
 VOCAB = 1000
@@ -257,12 +259,43 @@ def test_synthetic_sessions():
     requests = build(f"{spec},num=6")
     assert [(r.session, r.turn, r.arrival_s, r.prompt_len) for r in requests] == [
         ("0", 0, 1.0, 10), ("1", 0, 2.0, 10), ("0", 1, 2.5, 24),
-        ("2", 0, 3.0, 10), ("1", 1, 3.5, 24), ("0", 2, 4.0, 38),
+        ("1", 1, 3.5, 24), ("0", 2, 4.0, 38), ("1", 2, 5.0, 38),
     ]  # fmt: skip
-    assert tokens(requests[5])[:24] == tokens(requests[2]) and tokens(requests[4])[:24] != tokens(requests[2])
-    assert build(f"{spec},num=4") == requests[:4]
+    assert tokens(requests[4])[:24] == tokens(requests[2]) and tokens(requests[3])[:24] != tokens(requests[2])
     closed = build(f"{spec},num=6,loop=closed,time_scale=2")
-    assert [r.think_s for r in closed] == [None, None, 3.0, None, 3.0, 3.0]
+    assert [r.think_s for r in closed] == [None, None, 3.0, 3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("spec", ["synthetic:turns=3,rate=100,priorities=4,output=uniform:3:9", "sharegpt:{}"])
+def test_sessions_are_counted_one_after_the_other_so_that_they_stay_whole(tmp_path, spec, caplog):
+    """However fast they begin. Session by session a smaller `num` is a prefix of a larger one; ids go by arrival."""
+    three = talk(*(("human", "a" * 9), ("gpt", "b" * 8)) * 3)
+    (tmp_path / "s.json").write_text(json.dumps([three] * 9))
+    spec = spec.format(tmp_path / "s.json")
+
+    def counted(options):
+        requests = build(f"{spec},{options}")
+        assert [r.id for r in requests] == [str(i) for i in range(len(requests))]
+        assert [r.arrival_s for r in requests] == sorted(r.arrival_s for r in requests)
+        return sorted((int(r.session), r.turn, dataclasses.replace(r, id="")) for r in requests)
+
+    six, long = counted("num=6"), counted("num=15")
+    assert [row[:2] for row in six] == [(s, t) for s in (0, 1) for t in (0, 1, 2)] and long[:6] == six
+    assert not caplog.messages
+    assert counted("num=8") == long[:8]
+    assert caplog.messages == [f"workload '{spec},num=8': num and start cut 1 of the 3 sessions (turns left out: 1)"]
+    tail = build(f"{spec},start=7,num=5")
+    assert sorted((int(r.session), r.turn) for r in tail) == [row[:2] for row in long[7:12]]
+    assert sorted((int(r.session), r.turn) for r in build(spec))[-1][1] == 2
+
+
+def test_a_recorded_trace_is_cut_by_time_and_says_what_that_does_to_its_sessions(tmp_path, caplog):
+    text, _ = freeze(build("synthetic:turns=3,arrivals=fixed,rate=4,num=9"), "spec", 0, 100)
+    (tmp_path / "w.jsonl").write_text(text)
+    assert [(r.session, r.turn) for r in build(f"{tmp_path}/w.jsonl,num=4")] == [("0", 0), ("1", 0), ("2", 0), ("0", 1)]
+    assert caplog.messages == [
+        f"workload '{tmp_path}/w.jsonl,num=4': num and start cut 3 of the 3 sessions (turns left out: 5)"
+    ]
 
 
 def test_loop_and_sampling_options():

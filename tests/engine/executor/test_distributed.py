@@ -8,6 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from engine.config import CacheConfig, EngineConfig
+from engine.errors import ConfigError
+from engine.executor import distributed
 from engine.models.weights import export_hf, init_params
 from experiments.convert_checkpoint import convert_hf
 from tests.engine.identity import check_close
@@ -105,12 +108,46 @@ def test_an_interrupt_ends_both(children):
     assert children[0].returncode == 0 and "process 0 ended after" in said, err[-3000:]
 
 
+@pytest.mark.parametrize("address", ["foo", "foo:", ":1", "foo:0", "foo:x", "foo:65536", ""])
+def test_an_address_that_is_none_is_refused(address):
+    """JAX would raise an IndexError, or wait."""
+    with pytest.raises(ConfigError, match="expected host:port of process 0"):
+        distributed.check_address(address)
+
+
+def test_an_address():
+    for address in ("localhost:1", "10.0.0.1:65535", "[::1]:80"):
+        distributed.check_address(address)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (EngineConfig(), "tensor=1: 2 processes have a device each at least"),
+        (EngineConfig(tensor=4), "tensor=4: on CPU 2 processes have 2 devices"),
+        (EngineConfig(CacheConfig(host_bytes=4096), tensor=2), "host_bytes=4096: a host tier works in one process"),
+        (EngineConfig(executor="sim", tensor=2), "executor=sim works in one process"),
+    ],
+)
+def test_what_two_processes_cannot_do(config, message):
+    with pytest.raises(ConfigError, match=message):
+        distributed.check(config, 2)
+    distributed.check(EngineConfig(tensor=2), 2)
+
+
+def test_nobody_is_waited_for_in_vain():
+    """There is no process 1: this would take minutes."""
+    flags = ("--model=tiny-1m", "--prompt_ids=1,2,3", f"--coordinator=127.0.0.1:{free_port()}", "--tensor=3")
+    code, _, stderr = programs.run("generate", *flags)
+    assert code == 2 and stderr == "generate: tensor=3: on CPU 2 processes have 2 devices\n"
+
+
 def test_settings_that_cannot_work_end_both(children):
     """Process 0 says what is wrong; the other ends without having built anything."""
     port = free_port()
-    flags = ("--model=tiny-1m", "--prompt_ids=1,2,3", f"--coordinator=127.0.0.1:{port}")
+    flags = ("--model=nowhere", "--prompt_ids=1,2,3", f"--coordinator=127.0.0.1:{port}", "--tensor=2")
     children += [follow(port), programs.start("generate", *flags)]
     _, err = children[1].communicate(timeout=60)
-    assert children[1].returncode == 2 and "tensor=1: 2 processes have 2 devices; use them all" in err
+    assert children[1].returncode == 2 and "model 'nowhere' is neither a directory nor a preset" in err
     said, err = children[0].communicate(timeout=60)
     assert children[0].returncode == 0 and "process 0 ended after 0 calls" in said, err[-3000:]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from engine.config import CacheConfig, EngineConfig, SchedulerConfig, SimConfig
+from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.executor.memory_plan import CPU_ARENA_BYTES, activation_bytes, make_memory_plan
 from engine.executor.packing import Bucket
@@ -31,8 +32,8 @@ class Device:
         return {"bytes_limit": self.limit} if self.limit else None
 
 
-def plan(cache: CacheConfig, device=None, weights: int = 0, **options):
-    config = EngineConfig(cache=cache, scheduler=SchedulerConfig(max_num_seqs=4), **options)
+def plan(cache: CacheConfig, device=None, weights: int = 0, preemption: str = "recompute", **options):
+    config = EngineConfig(cache, SchedulerConfig(max_num_seqs=4, preemption=preemption), **options)
     return make_memory_plan(WIDE, config, weights, PAGE, device or jax.devices()[0])
 
 
@@ -101,12 +102,43 @@ def test_the_native_store_shortens_the_models_context_like_any_other():
         (CacheConfig(), {}, Device(limit=1 << 20), "too large"),
         (CacheConfig(num_pages=10**12), {}, None, "GiB is more than the .* GiB that cpu has"),
         (CacheConfig(device_bytes=1 << 40), {}, Device(), "GiB is more than the 1.0 GiB that test has"),
+        (
+            CacheConfig(num_pages=100, host_bytes=2 * PAGE - 1),
+            {"preemption": "swap"},
+            None,
+            "host_bytes=32,767 holds 1 pages and the shortest sequence takes 2, .* raise host_bytes to 32,768",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_numbers(cache, options, device, message):
     """One line: what is wrong and what would be right."""
     with pytest.raises(ConfigError, match=message):
         plan(cache, device, **options)
+
+
+def test_the_host_tier_says_what_it_can_take():
+    """Five pages: two in each of two layers. Without swapping a smaller tier is nobody's mistake."""
+    p = plan(CacheConfig(num_pages=100, host_bytes=5 * PAGE), preemption="swap", max_context=100)
+    assert p.warnings() == [] and "pinned host memory, 5 pages: sequences of up to 32 tokens" in p.table()
+    assert plan(CacheConfig(num_pages=100, host_bytes=1)).host_note == "0 pages: sequences of up to 0 tokens"
+    assert "no host tier" in plan(CacheConfig(num_pages=100)).table()
+
+
+def test_a_pipeline_swaps_the_layers_of_all_stages():
+    """tiny-1m has 4 layers of 8 KiB pages: two pages would do for the layers of one of two stages."""
+    cache, limits = CacheConfig(num_pages=64, host_bytes=1 << 14), SchedulerConfig(preemption="swap")
+    config = EngineConfig(cache, limits, executor="sim", sim=SimConfig(pipeline=2))
+    with pytest.raises(ConfigError, match="holds 2 pages and the shortest sequence takes 4"):
+        Engine.from_pretrained("tiny-1m", config)
+
+
+def test_a_link_without_a_host_tier_is_warned_about(caplog):
+    """It paces nothing; in a simulation neither."""
+    line = "link_gbs has no effect: there is no host tier to copy to, set host_bytes"
+    assert plan(CacheConfig(num_pages=100), max_context=100, link_gbs=5.0).warnings() == [line]
+    assert plan(CacheConfig(num_pages=100, host_bytes=PAGE), max_context=100, link_gbs=5.0).warnings() == []
+    Engine.from_pretrained("tiny-1m", EngineConfig(executor="sim", link_gbs=5.0))
+    assert line in caplog.messages
 
 
 def test_the_activation_estimate_covers_what_the_compiler_needs():

@@ -53,7 +53,7 @@ CUTS = {
     "temperature": st.sampled_from([0.3, 1.0, 2.0]),
     "top_k": st.integers(0, 60),
     "top_p": st.sampled_from([0.05, 0.5, 0.9, 1.0]),
-    "min_p": st.sampled_from([0.0, 0.02, 0.1, 0.6]),
+    "min_p": st.sampled_from([0.0, 0.02, 0.1, 0.6, 1.0]),
 }
 
 

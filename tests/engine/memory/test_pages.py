@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.errors import OutOfPages
 from engine.memory.pages import PagePool
+from engine.memory.staged import StagedPool
 
 
 def fits_by_hand(pool: PagePool, counts: list[int]) -> bool:
@@ -25,27 +26,41 @@ def fits_by_hand(pool: PagePool, counts: list[int]) -> bool:
 class PoolMachine(RuleBasedStateMachine):
     """Random allocate / share / free of ragged and uniform demands, checked after every operation."""
 
-    @initialize(chunk=st.sampled_from([1, 4, 32]), layers=st.integers(1, 5), chunks=st.integers(1, 24))
-    def make(self, chunk, layers, chunks):
-        self.pool = PagePool(chunk * chunks + chunk // 2, layers, chunk)
-        self.layers, self.chunk = layers, chunk
+    max_stages = 1
+
+    @initialize(chunk=st.sampled_from([1, 4, 32]), data=st.data())
+    def make(self, chunk, data):
+        sizes = st.tuples(st.integers(1, 24), st.integers(1, 5))  # chunks, layers
+        stages = data.draw(st.lists(sizes, min_size=1, max_size=self.max_stages))
+        self.stages = [PagePool(chunk * chunks + chunk // 2, layers, chunk) for chunks, layers in stages]
+        self.pool = self.stages[0] if self.max_stages == 1 else StagedPool(self.stages)
+        self.layers, self.chunk = sum(layers for _, layers in stages), chunk
         self.owners: list[np.ndarray] = []  # one entry per reference held
+
+    def fits_by_hand(self, counts):
+        """Every stage has what its layers want."""
+        ends = np.cumsum([pool.num_layers for pool in self.stages])
+        return all(
+            fits_by_hand(pool, counts[end - pool.num_layers : end]) for pool, end in zip(self.stages, ends, strict=True)
+        )
 
     @rule(data=st.data())
     def allocate(self, data):
         counts = data.draw(st.lists(st.integers(0, 2 * self.chunk), min_size=self.layers, max_size=self.layers))
+        demand = np.array(counts)
         if data.draw(st.booleans()):
-            counts = counts[:1] * self.layers
+            demand = data.draw(st.integers(0, 2 * self.chunk) | st.integers(1, 2))  # an int: as many for every layer
+            counts = [demand] * self.layers
         before = self.pool.num_free
-        expected = fits_by_hand(self.pool, counts)
-        assert self.pool.fits(np.array(counts)) == expected
+        expected = self.fits_by_hand(counts)
+        assert self.pool.fits(demand) == expected
         live = {int(i) for ids in self.owners for i in ids}
         if not expected:
             with pytest.raises(OutOfPages):
-                self.pool.allocate(np.array(counts))
+                self.pool.allocate(demand)
             assert self.pool.num_free == before
             return
-        ids = self.pool.allocate(np.array(counts))
+        ids = self.pool.allocate(demand)
         assert len(ids) == sum(counts) == len(set(ids.tolist())) and not live & set(ids.tolist())
         assert (ids >= self.chunk).all(), "a reserved page was given out"
         if self.chunk > 1:
@@ -119,8 +134,14 @@ class PoolMachine(RuleBasedStateMachine):
             assert (count == self.pool.refcount).all()
 
 
-TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+class StagedMachine(PoolMachine):
+    """The same over the pools of up to three stages."""
+
+    max_stages = 3
+
+
+TestPool, TestStagedPool = PoolMachine.TestCase, StagedMachine.TestCase
+TestPool.settings = TestStagedPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 def test_fullest_chunk_is_used_first():
@@ -164,3 +185,64 @@ def test_all_owners_of_a_shared_page_can_leave_in_one_call(chunk):
     assert sorted(pool.free(ids[[0, 1, 0, 0]]).tolist()) == sorted(ids.tolist())
     pool.check()
     assert pool.num_free == 4
+
+
+def staged(*stages, chunk=1) -> StagedPool:
+    """Pools of (pages, layers)."""
+    return StagedPool([PagePool(pages, layers, chunk) for pages, layers in stages])
+
+
+def test_the_fullest_stage_decides_what_fits():
+    """Two layers on 20 pages and one on 4: five pages of each layer fail in the second stage, with 10 pages idle in the
+    first; four fit, and then the first stage takes 6 more of its own layers."""
+    pool = staged((20, 2), (4, 1))
+    assert not pool.fits(5) and pool.fits(4) and pool.can_ever_fit(4) and not pool.can_ever_fit(5)
+    with pytest.raises(OutOfPages, match="stage 1 has 4 free pages"):
+        pool.allocate(5)
+    assert pool.num_free == 24, "nothing was taken from the stage that had room"
+    ids = pool.allocate(4)
+    assert ids.tolist() == [*sorted(ids[:8]), *range(21, 25)] and pool.num_free == 12
+    assert not pool.fits(np.array([0, 0, 1])) and pool.fits(np.array([6, 6, 0])) and not pool.fits(np.array([7, 6, 0]))
+    pool.free(ids[8:])
+    assert pool.fits(np.array([0, 0, 4]))
+
+
+def test_page_ids_of_stages_are_disjoint_and_have_one_reserved_chunk():
+    """Chunks of 4: page ids 4 to 11 are the first stage's, 12 to 15 the second's; the chunks' layers go on counting."""
+    pool = staged((8, 2), (5, 1), chunk=4)
+    assert (pool.num_pages, pool.arena_pages, pool.num_layers) == (12, 16, 3)
+    assert pool.allocate(np.array([1, 4, 2])).tolist() == [4, 8, 9, 10, 11, 12, 13]
+    assert pool.owner.tolist() == [-1, 0, 1, 2]
+
+
+def test_each_stage_keeps_its_layers_share_of_a_reserve():
+    """6 pages over 3 layers: 4 in the stage of two layers, 2 in the other."""
+    pool = staged((8, 2), (5, 1))
+    assert pool.fits(2, reserve=6) and not pool.fits(3, reserve=6)
+    pool.allocate(np.array([0, 0, 2]))
+    assert not pool.fits(2, reserve=6) and pool.fits(1, reserve=6)
+
+
+@pytest.mark.parametrize("growth", [1, 3])
+def test_small_growth_takes_what_bulk_allocation_would(growth):
+    """Pages laid ready are a shortcut, not another order: a pool that grows by an int and one that grows by an array
+    (which never uses the shortcut) fill the same chunks, through frees of any kind in between, until both are full."""
+    layers, c, rng = 3, 16, np.random.default_rng(growth)
+    pools = [PagePool(40 * growth * layers, layers, c) for _ in range(2)]
+    held: list[list[np.ndarray]] = []
+    refused = 0
+    for step in range(400):
+        if step % 23 == 22:
+            drop = rng.permutation(len(held))[: len(held) // 2]
+            for i in range(2):
+                pools[i].free(np.concatenate([held[j][i] for j in drop]))
+            held = [h for j, h in enumerate(held) if j not in drop]
+        fit = pools[0].fits(growth)
+        assert fit == pools[1].fits(np.full(layers, growth))
+        refused += not fit
+        if fit:
+            held.append([pools[0].allocate(growth), pools[1].allocate(np.full(layers, growth))])
+            assert (held[-1][0] // c == held[-1][1] // c).all()
+        for pool in pools:
+            pool.check()
+    assert 10 < refused < 200

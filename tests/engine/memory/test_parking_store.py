@@ -14,7 +14,7 @@ from engine.memory.host import HostTier
 from engine.memory.moves import Copy
 from engine.memory.pages import PagePool
 from engine.memory.parking import MAX_BLOCKS_PER_FETCH, ParkingStore
-from tests.engine.memory.test_stores import HOST_PAGES, MARK, PAGES, SLOTS, StoreMachine
+from tests.engine.memory.test_stores import HOST_PAGES, MARK, PAGES, SLOTS, StoreMachine, staged_pool
 
 
 class ParkingMachine(StoreMachine):
@@ -120,11 +120,19 @@ class ParkingMachine(StoreMachine):
         self.begin(move)
 
 
-def test_any_order_of_everything():
+class StagedParkingMachine(ParkingMachine):
+    """Over the pools of two stages."""
+
+    def make_store(self, chunk, layers, size, host):
+        return ParkingStore(staged_pool(chunk, layers), SLOTS, size, PAGES * size, host, SLOTS * PAGES)
+
+
+@pytest.mark.parametrize("kind, examples", [(ParkingMachine, 120), (StagedParkingMachine, 60)], ids=["one", "staged"])
+def test_any_order_of_everything(kind, examples):
     """With everything in it that this machine adds."""
-    machine = type("Machine", (ParkingMachine,), {"seen": Counter()})
+    machine = type("Machine", (kind,), {"seen": Counter()})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=120, stateful_step_count=50, deadline=None, derandomize=True)
+        machine, settings=settings(max_examples=examples, stateful_step_count=50, deadline=None, derandomize=True)
     )
     assert machine.seen["regathered"] and machine.seen["came home"], machine.seen
 

@@ -19,6 +19,7 @@ from engine.memory.moves import Copy
 from engine.memory.native import NativeStore
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
+from engine.memory.staged import StagedPool
 
 PAGES = 16  # of one layer in the longest sequence
 HOST_PAGES = 20  # of one layer
@@ -237,6 +238,17 @@ class PagedMachine(StoreMachine):
         return PagedStore(PagePool(30 * chunk, layers, chunk), SLOTS, size, PAGES * size, host)
 
 
+def staged_pool(chunk: int, layers: int) -> StagedPool:
+    """Two stages, if there are layers for two; the second has less room."""
+    sizes = [(18 * chunk, layers - layers // 2), (12 * chunk, layers // 2)]
+    return StagedPool([PagePool(pages, n, chunk) for pages, n in sizes if n])
+
+
+class StagedMachine(StoreMachine):
+    def make_store(self, chunk, layers, size, host):
+        return PagedStore(staged_pool(chunk, layers), SLOTS, size, PAGES * size, host)
+
+
 class NativeMachine(StoreMachine):
     whole_runs = True
 
@@ -244,8 +256,10 @@ class NativeMachine(StoreMachine):
         return NativeStore(SLOTS, layers, size, PAGES * size, host)
 
 
-TestPaged, TestNative = PagedMachine.TestCase, NativeMachine.TestCase
-TestPaged.settings = TestNative.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestPaged, TestStaged, TestNative = PagedMachine.TestCase, StagedMachine.TestCase, NativeMachine.TestCase
+TestPaged.settings = TestStaged.settings = TestNative.settings = settings(
+    max_examples=80, stateful_step_count=50, deadline=None
+)
 
 
 def test_deltas_of_a_reopened_slot_name_its_present_pages():

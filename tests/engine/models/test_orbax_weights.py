@@ -1,6 +1,7 @@
 """Orbax checkpoints: bit-exact round trips, restored where they will live, bounded memory, and damage in one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,25 @@ def test_a_missing_or_truncated_file_is_named(checkpoint):
     file.unlink()
     with pytest.raises(WeightsError, match=rf"{file.name}: missing from the checkpoint"):
         orbax_weights.read_model(checkpoint)
+
+
+def test_a_flipped_bit_is_found(checkpoint):
+    """In any file of any size: Orbax itself restores most of them without a word."""
+    cfg = orbax_weights.read_model(checkpoint)
+    for file in sorted(p for p in (checkpoint / "params").rglob("*") if p.is_file() and p.stat().st_size):
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert orbax_weights.read_model(checkpoint) == cfg
+        for read in (orbax_weights.load_params, lambda directory, cfg: list(orbax_weights.leaves(directory, cfg))):
+            with pytest.raises(
+                WeightsError, match=rf"{re.escape(str(file))}: damaged: not the bytes that were written$"
+            ):
+                read(checkpoint, cfg)
+        file.write_bytes(data)
+    raw = json.loads((checkpoint / "model.json").read_text())
+    (checkpoint / "model.json").write_text(json.dumps({k: raw[k] for k in ("model", "files")}))
+    with pytest.raises(WeightsError, match=r"model\.json: no sha256 of the files: convert the checkpoint again"):
+        orbax_weights.load_params(checkpoint, cfg)
 
 
 def test_an_unfinished_or_foreign_checkpoint(checkpoint, tmp_path):

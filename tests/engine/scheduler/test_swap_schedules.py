@@ -27,6 +27,17 @@ def test_a_full_host_tier_means_recomputing():
     assert t.run() == ["A+48 B+48", "A xB", "A", "B+49", "B"]
 
 
+@pytest.mark.parametrize("host_pages, swaps", [(8, 1), (2, 0)])
+def test_swaps_are_counted_apart_from_what_is_recomputed(host_pages, swaps):
+    """B is preempted once in both of the schedules above, to the host in the first."""
+    t = swap("vllm_v0", host_pages=host_pages)
+    t.add("A", 48, 3)
+    t.add("B", 48, 3)
+    a, b = t.engine.state.waiting
+    t.run()
+    assert [(r.num_preemptions, r.num_swaps) for r in (a, b)] == [(0, 0), (1, swaps)]
+
+
 @pytest.mark.parametrize("policy", ["vllm_v1", "chunked"])
 def test_a_partial_prefill_is_swapped_and_goes_on_where_it_was(policy):
     """Budget 64. B goes out with 16 of its 47 tokens, and comes back to prefill the other 31. C, which would fit, waits
