@@ -289,7 +289,8 @@ def test_every_invariant_in_every_order(policy):
 @pytest.mark.long
 @pytest.mark.parametrize("policy", names())
 def test_every_invariant_in_every_order_at_length(policy):
-    """The same, over many more examples, other ones each time, with everything in them that can happen."""
+    """The same, over many more examples, other ones each time, with everything in them that can happen. (Regathering is
+    rare here; it has a machine of its own in `memory/test_parking_store.py`.)"""
     seen = run(policy, max_examples=300, stateful_step_count=80)
-    happened = ("preempted", "swapped out", "lost", "parked", "regathered", "came home", "host tier full", "injected")
+    happened = ("preempted", "swapped out", "lost", "parked", "came home", "host tier full", "injected")
     assert all(seen[what] >= 5 for what in [*happened, *TROUBLE[:-1], *("abort " + p for p in PLACES)]), seen
