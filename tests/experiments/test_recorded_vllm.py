@@ -1,5 +1,6 @@
-"""The simulator against a recorded run of vLLM 0.19 (LLMServingSim's artifact, MIT): 300 ShareGPT requests, Llama-3.1-8B
-on one RTX 4090 whose KV pool is full.
+"""The simulator against a recorded run of vLLM 0.19 (LLMServingSim's artifact, MIT).
+
+300 ShareGPT requests, Llama-3.1-8B on one RTX 4090 whose KV pool is full.
 
 Constants are fitted on op tables, but for one estimate that was set after this run had been seen: `skew_alpha`, 0.1 as
 on the other devices. With 0, depth 0 is within the limits too, depth 1 is not (TPOT 3.05% low)."""
