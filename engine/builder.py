@@ -58,7 +58,7 @@ def follow() -> int:
     path_or_preset, config, memory = message
     model, source, _ = resolve(path_or_preset, config)
     _enable_compilation_cache(config)
-    mesh, (_, spec) = tensors.device_mesh(config.tensor), device_sizes(model, config)
+    mesh, (_, spec), config = tensors.device_mesh(config.tensor), device_sizes(model, config), memory.settle(config)
     params = _load(model, source, mesh, config)
     return distributed.follow(_executor(JaxExecutor, model, params, config, mesh, spec, memory, WallClock())[1])
 
@@ -87,6 +87,7 @@ def assemble(
     source: str = "the model",
 ) -> Engine:
     """An engine from parameters that are on the device already."""
+    config = memory.settle(config)
     clock, kind = WallClock(), distributed.LeadingExecutor if jax.process_count() > 1 else JaxExecutor
     store, executor = _executor(kind, model, params, config, mesh, spec, memory, clock)
     engine = cls(model, config, memory, store, executor, clock, tokenizer, source)
@@ -118,9 +119,9 @@ def _executor(
         spec.page_size,
         memory.max_context,
         HostTier(cache.host_bytes // spec.page_bytes) if cache.host_bytes else None,
-        cache.transient_pages,
+        cache.num_transient,
     )
-    arena_pages, shape = store.arena_pages + cache.transient_pages, (store.num_slots, store.table_width)
+    arena_pages, shape = store.arena_pages + cache.num_transient, (store.num_slots, store.table_width)
     return store, kind(model, params, config, mesh, spec, arena_pages, *shape, clock, store.view)
 
 

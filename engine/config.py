@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.scheduler.layerkv.config import LayerKVConfig
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per element
 PREEMPTIONS = ("recompute", "swap")
@@ -140,7 +141,9 @@ class CacheConfig:
     device_fraction: float | None = None  # of each device's memory, weights and activations included
     host_bytes: int = 0  # the host tier's cap; 0: no host tier
     staging_bytes: int = 256 << 20  # blocks on their way, per direction
-    transient_pages: int = 0  # to stream one parked layer of all rows of a step through; 0: no layer is ever parked
+    # To stream one parked layer of all rows of a step through, beside the pool; 0: no layer is ever parked. None: 0 or,
+    # under a policy that parks layers, one layer of the longest context, out of the pool.
+    transient_pages: int | None = None
 
     def __post_init__(self):
         _require(
@@ -162,10 +165,16 @@ class CacheConfig:
         f = self.device_fraction
         _require(f is None or 0 < f <= 1, f"device_fraction must be in (0, 1], got {f}")
         _require(self.host_bytes >= 0, f"host_bytes must be >= 0, got {self.host_bytes}")
-        _require(self.transient_pages >= 0, f"transient_pages must be >= 0, got {self.transient_pages}")
+        t = self.transient_pages
+        _require(t is None or t >= 0, f"transient_pages must be >= 0, got {t}")
         _require(not self.transient_pages or self.host_bytes > 0, "transient_pages need a host tier: set host_bytes")
         _require(not self.transient_pages or self.store == "paged", "transient_pages are for store=paged")
         _require(self.staging_bytes > 0, f"staging_bytes must be > 0, got {self.staging_bytes}")
+
+    @property
+    def num_transient(self) -> int:
+        """`transient_pages`, once they are settled."""
+        return self.transient_pages or 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,7 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = None  # per step; None: the policy's default
     watermark: float = 0.01  # share of pages kept free at admission
     preemption: str = "recompute"  # recompute | swap: what becomes of the KV of a preempted sequence
+    layerkv: LayerKVConfig = field(default_factory=LayerKVConfig)  # of policy=layerkv
 
     def __post_init__(self):
         _require(

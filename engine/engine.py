@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from engine.outputs import RequestOutput
 from engine.request import Phase, Request, SamplingParams
 from engine.scheduler.horizon import repeated
 from engine.scheduler.plan import Plan, StepResult
-from engine.scheduler.policy import make_policy
+from engine.scheduler.policy import Observed, make_policy
 from engine.scheduler.state import SchedulerState
 from engine.stopping import end_reason, stop_ids
 
@@ -44,6 +44,7 @@ class InFlight:
     rows: list[tuple[Request, int]]  # of the sampled rows, and how often it had lost its KV then
     prefilled: list[Request]
     passed: int = 0  # steps that have been collected
+    since: float | None = None  # when the last of those ended
 
     @property
     def left(self) -> int:
@@ -71,7 +72,7 @@ class Engine:
         self.source = source  # directory or preset, for messages
         self.model_config, self.config, self.memory = model, config, memory
         self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
-        self.state = SchedulerState(store, config.scheduler.order)
+        self.state = SchedulerState(store, config.scheduler.order, memory.page_bytes * config.tensor)
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
         self.step_log: deque[StepRecord] = deque(maxlen=STEP_LOG)  # `popleft` after each step to see them all
         self.compiled: list[tuple[str, float]] = []
@@ -86,6 +87,8 @@ class Engine:
         self._intake = Intake(model, store, memory.max_context, source, config.executor == "sim")
         self._fast_forward = executor if isinstance(executor, FastForward) else None
         self._horizon = getattr(self.policy, "horizon", lambda plan: 1)
+        told = ("observe", "copied", "ended")
+        self._observe, self._tell_copied, self._tell_ended = (getattr(self.policy, name, None) for name in told)
         self._quiet_until, self._ends_bring_requests = -math.inf, False  # see `promise_quiet`
         self.partial_outputs = True  # whether `step` returns outputs of requests that go on, too
         self.reads_prompts = self._fast_forward is None  # a simulation only asks how long they are
@@ -286,7 +289,7 @@ class Engine:
                 unmapped[plan.deltas[:, 3]] = True
                 for move in plan.moves:
                     unmapped[move.pages] &= not move.out  # still to be read
-                self.executor.poison(np.pad(unmapped, (0, self.config.cache.transient_pages)))
+                self.executor.poison(np.pad(unmapped, (0, self.config.cache.num_transient)))
             ticket = self.executor.submit(plan)
         except BaseException:
             self._account_copies(self.executor.abandon(plan.all_moves))
@@ -307,7 +310,10 @@ class Engine:
         """Waits for all but the last of the steps that one plan stands for. They end no request."""
         assert self._fast_forward is not None
         count = step.left - 1
-        times, tokens = self._fast_forward.pass_steps(step.ticket, count), [0] * count
+        start, times = self._fast_forward.pass_steps(step.ticket, count)
+        tokens = [0] * count
+        if self._observe is not None:
+            self._observe(Observed(step.plan, step.passed, start, times))
         listened = self.partial_outputs or bool(self._inboxes)
         for request, _ in step.rows:
             request.in_flight -= count
@@ -316,10 +322,13 @@ class Engine:
             if listened:
                 self._hand_out(request, count, False)
         step.passed += count
+        step.since = times[-1]
         self._steps_ahead -= count
 
-    def _account_copies(self, copies: Iterable[Copy]) -> None:
+    def _account_copies(self, copies: Sequence[Copy]) -> None:
         """Moves that have ended: what landed may be fetched, what failed is recomputed."""
+        if copies and self._tell_copied is not None:
+            self._tell_copied(copies)
         for copy in copies:
             self._copies.append(copy)
             for request_id in self.store.copied(copy):
@@ -338,6 +347,9 @@ class Engine:
         self._steps_ahead -= 1
         result = self.executor.collect(step.ticket)
         self._account_copies(result.copies)
+        if self._observe is not None:
+            start = result.start if step.since is None else step.since
+            self._observe(Observed(step.plan, step.passed, start, [result.end]))
         for request in step.prefilled:
             if request.scheduled is None:
                 request.scheduled = result.start
@@ -354,6 +366,8 @@ class Engine:
                 num_late += 1
                 continue
             output = request.output
+            if not output and request.slot >= 0:
+                self.state.first_token[request.slot] = end
             output.append(tokens[row])
             request.token_times.append(end)
             may_end = request.may_stop or len(output) >= request.max_output
@@ -422,6 +436,8 @@ class Engine:
         """Ends a request, whatever its phase, and frees what it holds."""
         self.state.drop(request)
         request.phase, request.finish_reason, request.finished = Phase.FINISHED, reason, now
+        if self._tell_ended is not None and reason != "abort":
+            self._tell_ended(request)
         del self._live[request.id]
 
     def generate(

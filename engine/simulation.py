@@ -69,6 +69,7 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
     if memory.stages:  # a sequence is swapped with its layers of all stages
         note = host_tier_note(config, page_bytes * config.tensor, model.num_layers)
         memory = dataclasses.replace(memory, host_note=note)
+    config = memory.settle(config)
     store = sim_store(config, memory, [cost.model.num_layers for cost in stages], page_bytes * config.tensor)
     if memory.stages and store.num_pages < memory.num_pages:
         note = f"{store.num_pages:,} are of use while a sequence's layers stay together: the fullest stage decides"
@@ -102,14 +103,14 @@ def sim_store(config: EngineConfig, memory: MemoryPlan, layers: list[int], page_
     cache, chunk, stages = config.cache, memory.pages_per_chunk, memory.stages or (memory,)
     host = HostTier(cache.host_bytes // page_bytes) if cache.host_bytes else None
     sequences = memory.num_slots, cache.page_size, memory.max_context, host
-    if cache.store == "paged" and chunk == 1 and not cache.transient_pages:
+    if cache.store == "paged" and chunk == 1 and not cache.num_transient:
         blocks = min(plan.num_pages // n for plan, n in zip(stages, layers, strict=True))
         return BlockStore(blocks * sum(layers), sum(layers), *sequences)
     if cache.store == "paged" and memory.stages:
         pools = [PagePool(plan.num_pages, n, chunk) for plan, n in zip(stages, layers, strict=True)]
-        store: KVStore = paged_store(StagedPool(pools), *sequences, cache.transient_pages)
+        store: KVStore = paged_store(StagedPool(pools), *sequences, cache.num_transient)
     else:
-        store = make_store(cache.store, memory.num_pages, sum(layers), chunk, *sequences, cache.transient_pages)
+        store = make_store(cache.store, memory.num_pages, sum(layers), chunk, *sequences, cache.num_transient)
     store.device_table = False
     return store
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from engine.config import LINK_SHARING as LINK_DISCIPLINES
 from engine.errors import ConfigError, FolioError
 from engine.presets import find_model
 from engine.scheduler.policy import find_policy
+from experiments.layerkv_flags import LAYERKV
 
 if TYPE_CHECKING:
     from engine import Engine
@@ -109,7 +111,7 @@ CONFIG = flags.DEFINE(
 
 POLICY = flags.DEFINE_string(
     "policy", DEFAULTS.scheduler.policy,
-    "vllm_v0, vllm_v1, chunked, or your own: package.module:Name, path/to/file.py:Name.",
+    "vllm_v0, vllm_v1, chunked, layerkv, paged_park, or your own: package.module:Name, path/to/file.py:Name.",
 )  # fmt: skip
 ORDER = flags.DEFINE_enum("order", DEFAULTS.scheduler.order, ORDERS, "Whose turn it is, and who is preempted.")
 MAX_NUM_SEQS = flags.DEFINE_integer(
@@ -206,12 +208,13 @@ DEBUG_CHECKS = flags.DEFINE_bool(
 )
 
 
-# By part of EngineConfig; a flag is named as its field.
+# By part of EngineConfig; a flag is named as its field, with the part's name before it where that says more.
 ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     "cache": (
         STORE, PAGE_SIZE, PAGES_PER_CHUNK, NUM_PAGES, DEVICE_BYTES, DEVICE_FRACTION, HOST_BYTES, STAGING_BYTES,
     ),
     "scheduler": (POLICY, ORDER, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
+    "scheduler.layerkv": LAYERKV,
     "sim": (DEVICE, STACK, KERNELS, PIPELINE, LINK_SHARING),
     "": (
         EXECUTOR, MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
@@ -249,9 +252,9 @@ def engine_config_from_flags(**fixed: Any) -> EngineConfig:
     for section, holders in ENGINE_FLAGS.items():
         if section == "sim" and config.executor != "sim":
             continue
-        part = getattr(config, section) if section else config
+        part = operator.attrgetter(section)(config) if section else config
         for holder in holders:
-            flags.FLAGS[holder.name].value = getattr(part, holder.name)
+            flags.FLAGS[holder.name].value = getattr(part, field_of(section, holder.name))
     flags.FLAGS[COMPILATION_CACHE_DIR.name].value = config.compilation_cache_dir or ""  # unset would be the default
     return config
 
@@ -284,12 +287,19 @@ def laid_over(config: EngineConfig, text: str, where: str = "--engine") -> Engin
 def _lay_over(values: dict[str, Any], given: dict[str, Any]) -> None:
     """Lays settings by flag name over those of an EngineConfig, nested; a size of the pool replaces another."""
     for section, holders in ENGINE_FLAGS.items():
-        fields = values.setdefault(section, {}) if section else values
+        fields = values
+        for part in section.split(".") if section else ():
+            fields = fields.setdefault(part, {})
         names = {h.name for h in holders} & given.keys()
         if names & {*POOL_SIZES}:
             for name in POOL_SIZES:
                 fields.pop(name, None)
-        fields.update({name: given[name] for name in names})
+        fields.update({field_of(section, name): given[name] for name in names})
+
+
+def field_of(section: str, flag: str) -> str:
+    """The field that a flag sets in its part of EngineConfig."""
+    return flag.removeprefix(section.rpartition(".")[2] + "_") if section else flag
 
 
 def own_flags() -> list[flags.Flag]:

@@ -97,7 +97,7 @@ def step_settings(model: ModelConfig, config: EngineConfig, packer: Packer) -> d
         "pipeline": config.sim.pipeline,
         "page_size": cache.page_size,
         "store": cache.store,
-        "parking": cache.transient_pages > 0,
+        "parking": bool(cache.transient_pages),
         "max_rows": packer.max_rows,
         "query_tile": packer.tile,
         "max_tiles": packer.max_tiles,

@@ -73,7 +73,7 @@ class JaxExecutor:
         if config.cache.host_bytes:
             self.transfers = Transfers(sharded, spec.page_bytes, clock, config.link_gbs, config.cache.staging_bytes)
         self._fetched: deque[Transfer] = deque()  # blocks on their way in
-        self._transient = arena_pages - config.cache.transient_pages  # the first transient page
+        self._transient = arena_pages - config.cache.num_transient  # the first transient page
         self._nothing_parked = lru_cache(None)(lambda b: self._put(np.zeros((b.rows + b.tiles, 3), np.int32)))
         self._table = self._put(np.zeros((model.num_layers, num_slots, table_width), np.int32))
         self._last_tokens = self._put(np.zeros(num_slots + 1, np.int32))  # the last entry is nobody's
@@ -113,8 +113,8 @@ class JaxExecutor:
                 self._kv, xs[i] = layer(
                     weights, self._kv, xs[i], ropes[i], self._table, packed[i], index, window, parked
                 )
-            if stream is not None and stream.regather is not None:  # before the next layer takes the transient pages
-                cast(Transfers, self.transfers).send(self._kv, stream.regather, self._transient)
+            for move in stream.sends if stream else ():  # before the next layer takes the transient pages
+                cast(Transfers, self.transfers).send(self._kv, move, self._transient)
         logits, logprobs = [], []
         for x, batch, p in zip(xs, batches, packed, strict=True):
             known = self._tail(batch, x, p, plan.sampling) if len(batch.head_rows) else (None, None)
@@ -135,7 +135,7 @@ class JaxExecutor:
     def _parked(self, batch: SubBatch, stream: Stream | None) -> jax.Array | None:
         """Where a sub-batch's rows and tiles find their parked pages, int32 [rows + tiles, 3]; None: nothing is ever
         parked."""
-        if not self.config.cache.transient_pages:
+        if not self.config.cache.num_transient:
             return None
         if stream is None:
             return self._nothing_parked(batch.bucket)

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.config import DTYPES, EngineConfig, ModelConfig, cdiv, next_power_of_two
 from engine.errors import ConfigError
-from engine.scheduler.policy import token_budget
+from engine.scheduler.policy import needs_host, parks, token_budget
 
 CHUNK_BYTES = 2 << 20  # vTensor's physical chunk; on CPU a chunk is one page
 CPU_ARENA_BYTES = 1 << 30  # the most that a default engine takes on CPU
@@ -35,7 +35,8 @@ class MemoryPlan:
     num_slots: int = 0  # sequences that hold device KV at once
     pages_note: str = ""  # how their number was derived, when nobody gave it
     slots_note: str = ""  # why they are fewer than asked for; "" if they are not
-    transient_buffers: int = 0  # that parked layers are streamed through
+    transient_pages: int = 0  # beside the pool's: one layer of a step's parked rows is streamed through them
+    transient_buffers: int = 0  # their bytes
     staging: int = 0  # blocks on their way to and from the host
     host_cap: int = 0  # of the host tier, all devices together
     host_note: str = ""  # what it can hold
@@ -50,6 +51,12 @@ class MemoryPlan:
             ("link_gbs has no effect", self.link_note),
         )
         return [f"{what}: {why}" for what, why in notes if why]
+
+    def settle(self, config: EngineConfig) -> EngineConfig:
+        """The configuration with what it left open for this plan to find."""
+        return dataclasses.replace(
+            config, cache=dataclasses.replace(config.cache, transient_pages=self.transient_pages)
+        )
 
     def table(self) -> str:
         """The start-up memory table."""
@@ -118,7 +125,7 @@ def make_memory_plan(
     tables = layers * config.scheduler.max_num_seqs * cdiv(wanted, size) * 4
     batched = token_budget(config.scheduler, wanted)
     activations = activation_bytes(model, config, batched)
-    transient = cache.transient_pages * page_bytes
+    transient = cache.num_transient * page_bytes
     staging = 2 * cache.staging_bytes // config.tensor if cache.host_bytes else 0
     others = weights + tables + activations + transient + staging
     if cache.num_pages is not None:
@@ -128,6 +135,11 @@ def make_memory_plan(
     else:
         spare = _spare_bytes(device, config.tensor, cache.device_fraction, others, weights)
         pages = spare // page_bytes - chunk
+    streamed = cache.num_transient
+    _check_host_tier(config)
+    if cache.transient_pages is None and parks(config.scheduler):
+        streamed = cdiv(_context(config, wanted, pages - cdiv(wanted, size), chunk, layers)[0], size)
+        pages, transient = pages - streamed, streamed * page_bytes
     context, note = _context(config, wanted, pages, chunk, layers)
     slots, slots_note, pages = config.scheduler.max_num_seqs, "", pages // chunk * chunk
     if native:
@@ -149,12 +161,22 @@ def make_memory_plan(
         num_devices=config.tensor,
         num_slots=slots,
         slots_note=slots_note,
+        transient_pages=streamed,
         transient_buffers=transient,
         staging=staging,
         host_cap=cache.host_bytes,
         host_note=host_note,
         link_note="there is no host tier to copy to, set host_bytes" if config.link_gbs and not host_note else "",
     )
+
+
+def _check_host_tier(config: EngineConfig) -> None:
+    """Raises ConfigError when the policy needs a host tier and there is none."""
+    policy, cache = config.scheduler.policy, config.cache
+    if needs_host(config.scheduler) and not cache.host_bytes:
+        raise ConfigError(f"policy {policy} moves KV to the host: set host_bytes")
+    if parks(config.scheduler) and (cache.store != "paged" or cache.transient_pages == 0):
+        raise ConfigError(f"policy {policy} parks layers: it needs store=paged, and transient_pages other than 0")
 
 
 def _check_room(arena: int, fixed: int, config: EngineConfig, device: Any) -> None:

@@ -122,11 +122,13 @@ class Programs:
             within = jnp.arange(bucket.tile)
             positions = (b["tile_start"][:, None] + within).reshape(-1)
             valid = (within < b["tile_length"][:, None]).reshape(-1)
-            slots = jnp.concatenate([b["row_slot"], jnp.repeat(b["tile_slot"], bucket.tile)])
+            by_token = lambda rows, tiles: jnp.concatenate([rows, jnp.repeat(tiles, bucket.tile, 0)])  # noqa: E731
+            slots = by_token(b["row_slot"], b["tile_slot"])
+            away = None if parked is None else by_token(*streamed)  # what is parked as it is written
             positions = jnp.concatenate([b["row_position"], positions])
             valid = jnp.concatenate([b["row_position"] >= 0, valid])
             safe = jnp.where(valid, positions, 0)
-            page = jnp.where(valid, view(slots).page_ids(safe // size, 1)[:, 0], NO_PAGE)
+            page = jnp.where(valid, view(slots, away).page_ids(safe // size, 1)[:, 0], NO_PAGE)
             kv = write_kv(kv, k, v, page, safe % size)
         scale = self.model.head_dim**-0.5
         options = {"sm_scale": scale, "window": window, "backend": self.backend}

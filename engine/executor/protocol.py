@@ -48,6 +48,7 @@ class FastForward(Protocol):
         were planned by itself. At least 1: `plan` has been planned."""
         ...
 
-    def pass_steps(self, ticket: Any, count: int) -> list[float]:
-        """Waits for the next `count` steps of a ticket, not the last one. When they ended, [count]."""
+    def pass_steps(self, ticket: Any, count: int) -> tuple[float, list[float]]:
+        """Waits for the next `count` steps of a ticket, not the last one. When the first of them started, and when each
+        ended, [count]."""
         ...

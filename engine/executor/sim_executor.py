@@ -123,12 +123,12 @@ class SimExecutor:
         self._ahead = ends
         return min(count, early + (int(ends.searchsorted(until)) if early > depth else 0))
 
-    def pass_steps(self, ticket: Ticket, count: int) -> list[float]:
+    def pass_steps(self, ticket: Ticket, count: int) -> tuple[float, list[float]]:
         """See `FastForward`."""
-        ends = ticket.ends[ticket.passed : ticket.passed + count]
-        ticket.passed += count
+        passed, ticket.passed = ticket.passed, ticket.passed + count
+        start, ends = ticket.ends[passed - 1] if passed else ticket.start, ticket.ends[passed : ticket.passed]
         self.clock.wait_until(ends[-1])
-        return ends
+        return start, ends
 
     def abandon(self, moves: tuple[Move, ...]) -> tuple[Copy, ...]:
         """Nothing is begun before a step is submitted, and nothing fails then."""

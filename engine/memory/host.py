@@ -41,6 +41,7 @@ class HostTier:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.used = self.peak = 0  # pages, until their block is freed
+        self.promised = 0  # pages that the coming step writes for blocks still to be made
         self.blocks: dict[int, HostBlock] = {}
         self._extents: dict[Owner, dict[int, list[Extent]]] = {}  # by layer
         self._regathers: dict[int, dict[Owner, Extent]] = {}  # by block in flight: what will be in it
@@ -55,7 +56,7 @@ class HostTier:
 
     def fits(self, num_pages: int) -> bool:
         """Whether so many pages can be stored now."""
-        return self.used + num_pages <= self.capacity
+        return self.used + self.promised + num_pages <= self.capacity
 
     def store(self, layer: int, parts: Sequence[tuple[Owner, int, int]]) -> int:
         """Makes a block of pages [start, end) of each (owner, start, end), in this order; its copy is in flight.
@@ -88,7 +89,9 @@ class HostTier:
     def _make_block(self, layer: int, parts: Sequence[tuple[Owner, int, int]]) -> tuple[int, list[Extent]]:
         total = sum(end - start for _, start, end in parts)
         if not self.fits(total):
-            raise OutOfPages(f"{total} pages for a host tier that has {self.capacity - self.used} of {self.capacity}")
+            raise OutOfPages(
+                f"{total} pages for a host tier that has {self.capacity - self.used - self.promised} of {self.capacity}"
+            )
         block_id, offset, extents = self._next, 0, []
         self._next += 1
         block = self.blocks[block_id] = HostBlock(layer, total)
@@ -107,7 +110,7 @@ class HostTier:
 
     def extents(self, owner: Owner, layer: int) -> list[Extent]:
         """Where the owner's pages of a layer are, in the order they came."""
-        return self._extents[owner].get(layer, [])
+        return self._extents.get(owner, {}).get(layer, [])
 
     def landed(self, owner: Owner) -> bool:
         """Whether all of the owner's pages can be fetched."""

@@ -18,7 +18,7 @@ class Move:
     layer: int
     pages: np.ndarray  # int32 [n] on the device: page i of the block comes from it, or goes there; -1 = not wanted
     owners: tuple[Owner, ...] = ()  # of pages that come back
-    transient: bool = False  # pages count from the first transient page: streamed in, or regathered from there
+    transient: bool = False  # pages count from the first transient page: streamed in, or sent from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,17 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """How a step reads parked pages of one layer: fetched into transient pages ahead of the layer, used, dropped."""
+    """How a step has pages of one layer in transient pages: those parked before are fetched ahead of the layer, those
+    that the step writes for the host are written there; all are used, and dropped."""
 
     layer: int
     rows: np.ndarray  # int32 [n, 4]: slot, a, b, transient start: pages [a, b) of the slot lie there, one after another
     fetches: tuple[Move, ...]  # transient
-    regather: Move | None = None  # out: once fetched, the same pages leave again in one block, for later steps to fetch
+    sends: tuple[
+        Move, ...
+    ] = ()  # transient, out, behind the layer: what it wrote there, or all regathered in one block
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        """The fetches, then the regather if there is one."""
-        return self.fetches if self.regather is None else (*self.fetches, self.regather)
+        """The fetches, then the sends."""
+        return (*self.fetches, *self.sends)

@@ -1,14 +1,17 @@
 """Residency by layer: layers of a running sequence parked on the host, streamed when they are read, brought home.
 
 Of each (sequence, layer) the pages [a, b) may lie on the host; the rest, the partial tail page always, is on the
-device. A page leaves the device when its copy has landed, so b follows the copies. A step that reads parked pages gets
-them streamed into transient pages, and its rows carry (a, b, transient start) instead of table entries (ours, DESIGN
-"Host tier"). No JAX here.
+device. There are two ways to the host. Pages on the device are sent, and leave it when their copy has landed: b follows
+the copies. Full pages of a layer that is *away* never have a place there: the step that computes them writes them into
+transient pages, from where they leave behind the layer, and until they have landed nobody can read them. A step that
+reads parked pages gets them streamed into transient pages; its rows carry (a, b, transient start) instead of table
+entries (ours, DESIGN "Host tier"). No JAX here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -27,6 +30,17 @@ from engine.memory.staged import Pool
 MAX_BLOCKS_PER_FETCH = 8
 
 
+@dataclass(slots=True, eq=False)
+class Leaving:
+    """Pages of a sequence's layer, up to page `end`, on their way to the host."""
+
+    slot: int
+    owner: Owner
+    end: int
+    away: bool  # never on the device
+    landed: bool = False
+
+
 class ParkingStore(PagedStore):
     """A paged store with a host tier and `transient_pages` pages to stream one layer of a step's rows through."""
 
@@ -42,11 +56,76 @@ class ParkingStore(PagedStore):
         transient_pages: int = 0,
     ):
         super().__init__(pool, num_slots, page_size, max_tokens, host)
-        self.tier, self.transient_pages = host, transient_pages
-        self.parked = np.zeros((self.num_slots, self.pool.num_layers, 2), np.int32)  # [a, b) by (slot, layer)
-        self._owners: list[Owner | None] = [None] * self.num_slots  # of slots with pages on the host, or on their way
-        self._leaving: dict[int, list[tuple[int, Owner, int]]] = {}  # by block: (slot, owner, b once it has landed)
+        self.tier, self.transient_pages, layers = host, transient_pages, pool.num_layers
+        self.parked = np.zeros((num_slots, layers, 2), np.int32)  # [a, b) by (slot, layer)
+        self.sent = np.zeros((num_slots, layers), np.int32)  # [0, n) is on the host, on its way or written for it
+        self.away = np.zeros((num_slots, layers), bool)
+        self.unlanded = np.zeros(num_slots, np.int32)  # blocks of away layers on their way
+        self._owners: list[Owner | None] = [None] * num_slots  # of slots with pages on the host, or on their way
+        self._leaving: dict[int, list[Leaving]] = {}  # by block
+        self._queues: dict[tuple[int, int], list[Leaving]] = {}  # by (slot, layer): on the device until they land
         self._homecomings: list[tuple[int, int, int, int]] = []  # (layer, slot, a, b) mapped since the last deltas
+        self._written: dict[int, int] = {}  # by slot: the first page that the coming step writes for the host
+
+    def ready(self, slots: np.ndarray) -> np.ndarray:
+        """Which of these sequences a step can compute: what is parked of them has landed. bool [n]."""
+        return self.unlanded[slots] == 0
+
+    def fits_away(self, num_tokens: int, away: np.ndarray, reserve: int = 0) -> bool:
+        """Whether a new sequence of this length fits now with the layers of `away` bool [L] written for the host; see
+        `fits`. Its transient pages are a matter of the whole step: `transient_need`."""
+        counts, to_host = self._needs(0, num_tokens, away)
+        return bool(self._slots) and self.tier.fits(to_host) and self.pool.fits(counts, reserve)
+
+    def _needs(self, first: int, num_tokens: int, away: np.ndarray) -> tuple[np.ndarray, int]:
+        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host."""
+        full, pages = num_tokens // self.page_size, self.pages_for(num_tokens)
+        counts = np.where(away, pages - max(full, first), pages - first)
+        return counts, max(full - first, 0) * int(np.count_nonzero(away))
+
+    def open_away(self, num_tokens: int, owner: Owner, away: np.ndarray) -> int:
+        """Maps a new sequence whose layers `away` bool [L] are written for the host; the coming step must compute all
+        of `num_tokens`. Returns its slot.
+
+        Raises:
+          OutOfPages: it does not fit; nothing was taken.
+        """
+        if not self.fits_away(num_tokens, away):
+            raise OutOfPages(f"{num_tokens} tokens with {np.count_nonzero(away)} layers away do not fit")
+        slot = self._slots.pop()
+        self._owners[slot], self.away[slot] = owner, away
+        self.extend(slot, num_tokens)
+        return slot
+
+    def can_extend(self, slot: int, num_tokens: int) -> bool:
+        """Whether `extend` would succeed."""
+        counts, to_host = self._needs(int(self.mapped[slot]), num_tokens, self.away[slot])
+        return self.tier.fits(to_host) and self.pool.fits(counts)
+
+    def extend(self, slot: int, num_tokens: int) -> None:
+        """Maps what a sequence, perhaps with layers away, lacks for `num_tokens` tokens. The coming step must compute
+        all of them, and with layers away what is computed already ends with a page.
+
+        Raises:
+          OutOfPages: they do not fit; nothing was taken.
+        """
+        first, away = int(self.mapped[slot]), self.away[slot]
+        counts, to_host = self._needs(first, num_tokens, away)
+        if not self.tier.fits(to_host):
+            raise OutOfPages(f"{to_host} pages do not fit the host tier")
+        pages = self.pages_for(num_tokens)
+        ids = self.pool.allocate(counts)
+        mapped = np.zeros((len(away), pages - first), np.int32)  # away: the zero page
+        mapped[np.arange(first, pages) >= pages - counts[:, None]] = ids
+        self.table[slot, :, first:pages] = mapped
+        self.mapped[slot] = pages
+        if self.device_table:
+            self._growth.append((slot, first, pages - first))
+        if to_host:
+            assert (self.sent[slot, away] == first).all(), "a page is written by two steps"
+            self.parked[slot, away, 1] = self.sent[slot, away] = num_tokens // self.page_size
+            self._written[slot] = first
+            self.tier.promised += to_host
 
     def park(self, layer: int, slots: Sequence[int], owners: Sequence[Owner], ends: Sequence[int]) -> int:
         """Sends pages up to `ends[i]` of one layer of each sequence to the host in one block. They must be written by
@@ -57,19 +136,25 @@ class ParkingStore(PagedStore):
         """
         parts, pages, leaving = [], [], []
         for slot, owner, end in zip(slots, owners, ends, strict=True):
-            start = self._covered(owner, layer)
+            start = int(self.sent[slot, layer])
             if end > start and slot not in self._arriving:
                 parts.append((owner, start, end))
                 pages.append(self.table[slot, layer, start:end])
-                leaving.append((slot, owner, end))
+                leaving.append(Leaving(slot, owner, end, away=False))
         if not parts:
             return 0
         block = self.tier.store(layer, parts)
-        for slot, owner, _ in leaving:
-            self._owners[slot] = owner
+        for part in leaving:
+            self._owners[part.slot], self.sent[part.slot, layer] = part.owner, part.end
+            self._queues.setdefault((part.slot, layer), []).append(part)
         self._leaving[block] = leaving
         self._moves.append(Move(True, block, layer, np.concatenate(pages)))
         return len(self._moves[-1].pages)
+
+    def is_parked(self, slot: int, layer: int) -> bool:
+        """Whether pages of the layer are on the host, and none is on its way there: `bring_home` may have it."""
+        a, b = self.parked[slot, layer].tolist()
+        return a < b == self.sent[slot, layer] and not self.unlanded[slot]
 
     def bring_home(self, slot: int, layer: int) -> None:
         """Maps device pages for what is parked of a layer and fetches it.
@@ -77,19 +162,21 @@ class ParkingStore(PagedStore):
         Raises:
           OutOfPages: they do not fit; it stays parked.
         """
-        owner, (a, b) = self._owners[slot], self.parked[slot, layer].tolist()
-        if owner is None or a == b or self._covered(owner, layer) > b:
+        if not self.is_parked(slot, layer):
             raise RuntimeError(f"layer {layer} of slot {slot} is not parked, or still leaving")
+        owner, (a, b) = cast(Owner, self._owners[slot]), self.parked[slot, layer].tolist()
         counts = np.zeros(self.pool.num_layers, np.int64)
         counts[layer] = b - a
         self.table[slot, layer, a:b] = self.pool.allocate(counts)
         self._homecomings.append((layer, slot, a, b))
         self._fetch(owner, layer, slot)
         self.tier.drop(owner, layer)
-        self.parked[slot, layer] = 0
+        self.parked[slot, layer] = self.sent[slot, layer] = 0
+        self.away[slot, layer] = False
 
     def streams(self, slots: np.ndarray) -> tuple[Stream, ...]:
-        """How a step over sequences `slots` [n] reads their parked pages: one stream per layer that has some.
+        """How a step over sequences `slots` [n] reads their parked pages, and writes those of away layers: one stream
+        per layer that has some.
 
         Raises:
           OutOfPages: more than the transient pages hold; test `transient_need` first.
@@ -107,7 +194,9 @@ class ParkingStore(PagedStore):
             start = np.cumsum(size) - size
             rows = np.column_stack([slots[some], ranges[some, layer], start]).astype(np.int32)
             fetches = self._fetches(layer, rows)
-            streams.append(Stream(layer, rows, fetches, self._regather(layer, rows, len(fetches))))
+            sends = self._written_pages(layer, rows) if self._written else ()
+            streams.append(Stream(layer, rows, fetches, sends or self._regather(layer, rows, len(fetches))))
+        self._written.clear()
         return tuple(streams)
 
     def transient_need(self, slots: np.ndarray) -> int:
@@ -131,40 +220,64 @@ class ParkingStore(PagedStore):
             self.tier.begin_fetch(block)
         return tuple(Move(False, i, layer, pages, tuple(owners[i]), transient=True) for i, pages in wanted.items())
 
-    def _regather(self, layer: int, rows: np.ndarray, num_blocks: int) -> Move | None:
+    def _written_pages(self, layer: int, rows: np.ndarray) -> tuple[Move, ...]:
+        """Has the pages that the step writes into a stream's transient pages leave in one block."""
+        parts, pages, leaving = [], [], []
+        for slot, a, b, start in rows.tolist():
+            if slot in self._written:
+                first, owner = self._written[slot], cast(Owner, self._owners[slot])
+                parts.append((owner, first, b))
+                pages.append(np.arange(start - a + first, start - a + b, dtype=np.int32))
+                leaving.append(Leaving(slot, owner, b, away=True))
+                self.unlanded[slot] += 1
+        if not parts:
+            return ()
+        self.tier.promised -= sum(len(p) for p in pages)
+        block = self.tier.store(layer, parts)
+        self._leaving[block] = leaving
+        return (Move(True, block, layer, np.concatenate(pages), transient=True),)
+
+    def _regather(self, layer: int, rows: np.ndarray, num_blocks: int) -> tuple[Move, ...]:
         """Has the pages of a stream that took too many blocks leave again in one, from the transient pages where they
         are next to each other now. The step itself fetches the pieces; those that come after the copy has landed fetch
-        the new block, and the pieces die with their last reader. None: few enough, one is on its way, or no room."""
+        the new block, and the pieces die with their last reader. (): few enough, one is on its way, or no room."""
         total = int((rows[:, 2] - rows[:, 1]).sum())
         if num_blocks <= MAX_BLOCKS_PER_FETCH or self.tier.regathering(layer) or not self.tier.fits(total):
-            return None
+            return ()
         parts = [(cast(Owner, self._owners[slot]), a, b) for slot, a, b, _ in rows.tolist()]
-        return Move(True, self.tier.regather(layer, parts), layer, np.arange(total, dtype=np.int32), transient=True)
-
-    def _covered(self, owner: Owner, layer: int) -> int:
-        """Pages of a layer that are on the host or on their way: [0, n)."""
-        extents = self.tier.extents(owner, layer) if self.tier.holds(owner) else []
-        return extents[-1].end if extents else 0
+        return (Move(True, self.tier.regather(layer, parts), layer, np.arange(total, dtype=np.int32), transient=True),)
 
     def copied(self, copy: Copy) -> list[Owner]:
-        """See `PagedStore`. Pages whose copy has landed leave the device."""
+        """See `PagedStore`. Pages whose copy has landed leave the device, in their order."""
         leaving, block = self._leaving.pop(copy.block, ()) if copy.out else (), self.tier.blocks[copy.block]
-        leaving = [part for part in leaving if part[1] in block.owners]  # the rest were dropped on the way
+        # The rest were dropped on the way, or swapped out.
+        leaving = [p for p in leaving if p.owner in block.owners and self._owners[p.slot] == p.owner]
         lost = super().copied(copy)
-        for slot, owner, end in leaving:
-            if copy.ok and self._owners[slot] == owner:
-                begin = self.parked[slot, copy.layer, 1]
-                self.pool.free(self.table[slot, copy.layer, begin:end])
-                self.parked[slot, copy.layer, 1] = end
+        for part in leaving if copy.ok else ():
+            part.landed = True
+            if part.away:
+                self.unlanded[part.slot] -= 1
+            else:
+                self._leave(part.slot, copy.layer)
         return lost
+
+    def _leave(self, slot: int, layer: int) -> None:
+        """Frees the pages that have landed, up to the first that have not: a later block may be faster."""
+        queue = self._queues[slot, layer]
+        while queue and queue[0].landed:
+            begin, end = int(self.parked[slot, layer, 1]), queue.pop(0).end
+            self.pool.free(self.table[slot, layer, begin:end])
+            self.table[slot, layer, begin:end] = 0
+            self.parked[slot, layer, 1] = end
+        if not queue:
+            del self._queues[slot, layer]
 
     def swap_out(self, slot: int, owner: Owner) -> None:
         """See `PagedStore`; what is parked already stays where it is."""
         n = int(self.mapped[slot])
         if not self.can_swap_out(slot):
             raise OutOfPages(f"{n} pages of each layer do not fit the host tier")
-        for layer in range(self.pool.num_layers):
-            start = self._covered(owner, layer)
+        for layer, start in enumerate(self.sent[slot].tolist()):
             if start < n:
                 pages = self.table[slot, layer, start:n].copy()
                 self._moves.append(Move(True, self.tier.store(layer, [(owner, start, n)]), layer, pages))
@@ -179,7 +292,13 @@ class ParkingStore(PagedStore):
         if owner is not None:
             self.tier.drop(owner)
         self._free(slot, self.table[slot, :, : self.mapped[slot]][self.on_device(slot)])
-        self.parked[slot], self._owners[slot] = 0, None
+        if self._queues:
+            self._queues = {key: queue for key, queue in self._queues.items() if key[0] != slot}
+        if slot in self._written:
+            first, ends = self._written.pop(slot), self.sent[slot, self.away[slot]]
+            self.tier.promised -= int((ends - first).sum())
+        self.parked[slot], self.sent[slot], self.away[slot], self.unlanded[slot] = 0, 0, False, 0
+        self._owners[slot] = None
 
     def on_device(self, slot: int) -> np.ndarray:
         """See `PagedStore`: all but [a, b) of each layer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from engine import extension
@@ -14,11 +15,28 @@ from engine.scheduler.plan import Plan
 from engine.scheduler.state import SchedulerState
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Steps that have been collected: one, or some of those that one plan stands for. Times are seconds."""
+
+    plan: Plan
+    first: int  # how many of the plan's steps were collected before these
+    start: float  # of the first of these
+    ends: list[float]
+
+
 class Policy(Protocol):
-    """Plans steps over a `SchedulerState`. Its class may have a `default_budget`: tokens per step when
-    `max_num_batched_tokens` is not set (without one: max(context, 2048), vLLM v0's rule); and `horizon(plan) -> int`:
-    how many steps, `plan` the first, are sure to be the same decodes if nothing arrives (without one: 1), which lets
-    the virtual clock run them at once (`scheduler/horizon.py`)."""
+    """Plans steps over a `SchedulerState`. Its class may have
+
+    - `default_budget`: tokens per step when `max_num_batched_tokens` is not set (without one: max(context, 2048),
+      vLLM v0's rule);
+    - `horizon(plan) -> int`: how many steps, `plan` the first, are sure to be the same decodes if nothing arrives
+      (without one: 1), which lets the virtual clock run them at once (`scheduler/horizon.py`);
+    - `observe(Observed)`, `copied(copies)` and `ended(request)`: told of steps collected, copies that have ended, and
+      requests that have stopped or reached their length, before the next plan. There is no other way to learn them.
+    - `needs_host`: whether it moves KV to the host whatever `preemption` says; `parks`: whether it parks layers of
+      running sequences, and so needs transient pages as well.
+    """
 
     mixes: bool  # whether a step may prefill and decode at once
 
@@ -46,6 +64,7 @@ def register_policy(name: str) -> Callable[[Any], Any]:
 def names() -> list[str]:
     """Registered policies."""
     from engine.scheduler import chunked, vllm_v0, vllm_v1  # noqa: F401  (they register themselves)
+    from engine.scheduler.layerkv import paged_park, policy  # noqa: F401
 
     return sorted(_POLICIES)
 
@@ -79,6 +98,24 @@ def token_budget(config: SchedulerConfig, context: int) -> int:
     """
     default = getattr(find_policy(config.policy), "default_budget", None)
     return config.max_num_batched_tokens or default or max(context, 2048)
+
+
+def parks(config: SchedulerConfig) -> bool:
+    """Whether the policy parks layers of running sequences.
+
+    Raises:
+      ConfigError: no such policy.
+    """
+    return bool(getattr(find_policy(config.policy), "parks", False))
+
+
+def needs_host(config: SchedulerConfig) -> bool:
+    """Whether the policy moves KV to the host whatever `preemption` says.
+
+    Raises:
+      ConfigError: no such policy.
+    """
+    return bool(getattr(find_policy(config.policy), "needs_host", False)) or parks(config)
 
 
 def make_policy(config: SchedulerConfig, state: SchedulerState, max_batched_tokens: int) -> Policy:

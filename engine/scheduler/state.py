@@ -7,12 +7,13 @@ keeps the books. No JAX here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from engine.config import MAX_SLOTS
 from engine.memory.moves import Stream
+from engine.memory.parking import ParkingStore
 from engine.memory.store import KVStore
 from engine.request import Phase, Request
 from engine.scheduler.plan import Plan, Prefill
@@ -31,9 +32,10 @@ class SchedulerState:
     next step can be planned while this one runs. Values, stop tokens and outputs arrive later, with `Engine._account`.
     """
 
-    def __init__(self, store: KVStore, order: str = "fcfs"):
+    def __init__(self, store: KVStore, order: str = "fcfs", page_bytes: int = 0):
+        """`page_bytes`: of a page, all devices together, as copies count them."""
         n = store.num_slots
-        self.store = store
+        self.store, self.page_bytes = store, page_bytes
         self.waiting = RequestQueue(order)
         self.swapped = RequestQueue(order)  # preempted with their KV on the host
         self.running = np.empty(0, np.int32)  # slots, oldest admission first
@@ -44,6 +46,8 @@ class SchedulerState:
         self._inputs: dict[int, int] = {}  # by slot: input token of the next decode when the host has to give it
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
         self.prompt_length = np.zeros(n, np.int32)
+        self.number = np.zeros(n, np.int64)  # of the requests
+        self.first_token = np.full(n, np.nan)  # when it was produced, seconds; NaN: not yet
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
         self.may_stop: set[int] = set()  # slots whose sequences a token may end before their limit
@@ -53,15 +57,22 @@ class SchedulerState:
         self.step = 0
         self._preempted = 0  # since the last plan
 
-    def admit(self, request: Request, num_tokens: int | None = None) -> int:
+    def admit(self, request: Request, num_tokens: int | None = None, away: np.ndarray | None = None) -> int:
         """Takes a request out of the queue and gives it a slot, and pages for `num_tokens` of its tokens (None: all it
         has). Returns the slot.
 
+        Args:
+          away: bool [L]: layers whose pages are written for the host, in a store that parks (None: none).
+
         Raises:
-          OutOfPages: it stays in the queue; test `store.fits` first.
+          OutOfPages: it stays in the queue; test `store.fits` (`store.fits_away`) first.
         """
         assert request.in_flight == 0, "a policy may not admit what it preempted in the same plan"
-        slot = self.store.open(request.num_tokens if num_tokens is None else num_tokens)
+        count = request.num_tokens if num_tokens is None else num_tokens
+        if away is None:
+            slot = self.store.open(count)
+        else:
+            slot = cast(ParkingStore, self.store).open_away(count, request.id, away)
         self.waiting.remove(request)
         self._seat(request, slot, cached=0, prefill_length=request.num_tokens)
         return slot
@@ -89,7 +100,9 @@ class SchedulerState:
         self.cached[slot], self.prefill_length[slot] = cached, prefill_length
         self.length[slot] = request.num_tokens
         self.prompt_length[slot] = len(request.prompt)
+        self.number[slot] = request.number
         self.limit[slot] = request.max_length
+        self.first_token[slot] = request.token_times[0] if request.token_times else np.nan
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
         if cached < prefill_length:
             self._prefilling.add(slot)

@@ -1,6 +1,6 @@
 """Engines over a `PatternExecutor`, and what tests do with them."""
 
-from engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from engine.config import CacheConfig, EngineConfig, LayerKVConfig, SchedulerConfig
 from engine.engine import Engine
 from engine.executor.memory_plan import MemoryPlan
 from engine.memory.host import HostTier
@@ -24,6 +24,7 @@ def pattern_engine(
     watermark: float = 0.0,
     max_batched_tokens: int = 64,
     store: str = "paged",
+    layerkv: LayerKVConfig | None = None,
 ) -> Engine:
     """An engine over a `PatternExecutor`, with poison and checks. `pages` of each layer; `host_pages` over all layers,
     with which preempted requests are swapped by default, and layers can be parked."""
@@ -36,6 +37,7 @@ def pattern_engine(
             max_num_seqs=num_slots,
             watermark=watermark,
             preemption=preemption or ("swap" if host_pages else "recompute"),
+            layerkv=layerkv or LayerKVConfig(),
         ),
         debug_checks=True,
         poison=True,

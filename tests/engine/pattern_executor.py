@@ -99,13 +99,13 @@ class PatternExecutor:
             for move in plan.all_moves:
                 if not move.out and move.layer == layer:
                     self._fetch(move)
-            for row, ok in zip(rows, good, strict=True):
-                self._write(layer, row, ok)
             parked = {row[0]: row[1:] for s in plan.streams if s.layer == layer for row in s.rows.tolist()}
+            for row, ok in zip(rows, good, strict=True):
+                self._write(layer, row, ok, parked.get(row.slot))
             good = [self._read(layer, row, parked.get(row.slot)) and ok for row, ok in zip(rows, good, strict=True)]
             for stream in plan.streams:
-                if stream.layer == layer and stream.regather:
-                    self._send(stream.regather)
+                for move in stream.sends if stream.layer == layer else ():
+                    self._send(move)
         self._sample(plan, rows, good)
         start, self.clock.time = self.clock.time, self.clock.time + 1
         return Ticket(plan, self.last_tokens.copy(), start)
@@ -228,9 +228,10 @@ class PatternExecutor:
     def _pattern(self, layer: int, row: Row, positions: np.ndarray) -> np.ndarray:
         return patterns(self.serials.setdefault(row.request, len(self.serials)), layer, positions)
 
-    def _write(self, layer: int, row: Row, good: bool) -> None:
-        positions = np.arange(row.start, row.end)
-        self.arena[self._where(layer, row.slot, positions)] = self._pattern(layer, row, positions) if good else LOST
+    def _write(self, layer: int, row: Row, good: bool, parked: list[int] | None) -> None:
+        """Pages of layers that are away are transient ones when they are written, too."""
+        where = self._where(layer, row.slot, positions := np.arange(row.start, row.end), parked)
+        self.arena[where] = self._pattern(layer, row, positions) if good else LOST
 
     def _read(self, layer: int, row: Row, parked: list[int] | None) -> bool:
         """Checks all tokens of a row's sequence. False when some were lost with a copy, unknown to the engine yet."""

@@ -18,10 +18,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engine.config import LayerKVConfig, SchedulerConfig
 from engine.errors import OutOfPages
 from engine.memory import parking
 from engine.request import Phase, SamplingParams
-from engine.scheduler.policy import names
+from engine.scheduler.policy import names, needs_host
 from tests.engine.events import PARAMS, PROMPTS, event
 from tests.engine.pattern_engine import pattern_engine
 from tests.engine.pattern_executor import Injected
@@ -30,6 +31,25 @@ from tests.engine.pattern_model import MODEL, expected_output
 LAYERS = st.integers(0, MODEL.num_layers - 1)
 NATIVE = 0  # instead of a chunk size: the native store
 POOLS = {1: (4, 17), 4: (4, 20), 32: (1, 96), NATIVE: (4, 0)}  # page size and pages per layer, by chunk size
+# A step takes a second here: objectives that every stall breaks, some do, none does.
+KNOBS = st.builds(
+    LayerKVConfig,
+    layerwise=st.sampled_from([True, True, False]),
+    chunked=st.booleans(),
+    retain=st.sampled_from(["spare", "minimum"]),
+    retained_layers=st.sampled_from([None, None, 0, 1, 2, 3]),
+    pattern=st.sampled_from(["interleave", "prefix", "suffix", "random", "interval"]),
+    overlap=st.booleans(),
+    stream=st.sampled_from(["hidden", "urgent", "always", "never"]),
+    append_pages=st.sampled_from([1, 3]),
+    slo_rule=st.booleans(),
+    tpot_slo=st.sampled_from([0.5, 1.5, 100.0]),
+    lost=st.sampled_from(["ignore", "block"]),
+    lengths=st.sampled_from(["quantile", "oracle"]),
+    forecast=st.booleans(),
+    horizon=st.sampled_from([2, 20]),
+    high_watermark=st.sampled_from([0.05, 0.3]),
+)
 PLACES = ("coming in", "going out", "swapped", "prefilling", "waiting", "running")
 TROUBLE = ("poison", "submit", "half way", "collect", "allocate")
 
@@ -38,6 +58,7 @@ class EngineMachine(RuleBasedStateMachine):
     """Serves requests from one engine while everything that can fail does."""
 
     policy = "vllm_v0"
+    moves = False  # whether the policy needs the host tier, and so a paged store
     seen: Counter  # what happened, over all examples
 
     @initialize(
@@ -48,9 +69,12 @@ class EngineMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.1]),
         budget=st.sampled_from([8, 64]),
         fetch_blocks=st.sampled_from([1, 8]),
+        layerkv=KNOBS,
     )
-    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget, fetch_blocks):
+    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget, fetch_blocks, layerkv):
         """An idle engine, which regathers a layer that takes more than `fetch_blocks` blocks."""
+        if self.moves:
+            chunk, host_pages = chunk or 1, host_pages or 30
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(parking, "MAX_BLOCKS_PER_FETCH", fetch_blocks)
         page_size, pages = POOLS[chunk]
@@ -65,6 +89,7 @@ class EngineMachine(RuleBasedStateMachine):
             watermark=watermark,
             max_batched_tokens=budget,
             store="paged" if chunk else "native",
+            layerkv=layerkv,
         )
         self.executor, self.store, self.state = engine.executor, engine.store, engine.state
         self.requests, self.tokens, self.done = {}, {}, set()
@@ -273,7 +298,8 @@ class EngineMachine(RuleBasedStateMachine):
 
 def run(policy: str, **options) -> Counter:
     """Runs the machine under a policy and returns what happened how often."""
-    machine = type("Machine", (EngineMachine,), {"policy": policy, "seen": Counter()})
+    moves = needs_host(SchedulerConfig(policy))
+    machine = type("Machine", (EngineMachine,), {"policy": policy, "moves": moves, "seen": Counter()})
     health = list(HealthCheck)
     run_state_machine_as_test(machine, settings=settings(deadline=None, suppress_health_check=health, **options))
     return machine.seen

@@ -132,6 +132,6 @@ def test_a_layer_parked_in_many_pieces_is_soon_fetched_in_few(failures):
     after = [n for c in counts[landed_at + 1 :] for n in c]
     assert after and max(after) <= MAX_BLOCKS_PER_FETCH
     regathered = [c for r in engine.step_log for c in r.copies if c.out and c.transient]
-    moves = {s.regather.block: len(s.regather.pages) for plan in executor.plans for s in plan.streams if s.regather}
+    moves = {m.block: len(m.pages) for plan in executor.plans for s in plan.streams for m in s.sends}
     assert len(regathered) == len(moves) and all(c.num_bytes == moves[c.block] * PAGE_BYTES * c.ok for c in regathered)
     assert a.lost == b.lost == 0
