@@ -27,8 +27,8 @@ from engine.executor.sim_executor import work_of
 from engine.files import write_whole
 from engine.models.source import resolve
 from experiments import bench_policies, common_flags, environment, quiet, workloads
-from experiments.bench_policies import measure
 from experiments.common_flags import laid_over
+from experiments.outcomes import measure
 from experiments.prediction import METRICS, Cell, Gate, Step, gates, repeat_errors, step_errors
 from experiments.quiet import Others
 from experiments.replay import StopFlag, stop_on_signals
