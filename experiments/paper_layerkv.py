@@ -41,7 +41,7 @@ flags.declare_key_flag("out")
 flags.declare_key_flag("overwrite")
 flags.adopt_module_key_flags(sweep)
 CONTEXTS = flags.DEFINE_multi_integer(
-    "context",
+    "prompt_tokens",
     [128, 256, 512, 1024, 2048, 4096, 8192, 16384],
     "Prompt lengths in tokens; 2,048 in any case.",
     lower_bound=1,
@@ -98,7 +98,7 @@ def setups() -> list[Setup]:
 
 
 def contexts() -> list[int]:
-    """Those of --contexts, with the one that rates are swept at."""
+    """Those of --prompt_tokens, with the one that rates are swept at."""
     return sorted({PAPER_CONTEXT, *CONTEXTS.value})
 
 
