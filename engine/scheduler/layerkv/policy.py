@@ -4,9 +4,9 @@ LayerKV (arXiv 2410.00428) was not available as a text. What is known of it: a p
 layers on the device, the fewest for which the others have left by the end of its prefill (Eqs 3 and 4), spread evenly;
 as many prompts as the TPOT objective of running requests allows (Eqs 1 and 2); a forecast of free blocks, and layers
 that leave before they are lacking. How these are put together is reconstructed. Ours: layers beyond the fewest stay
-while pages are free; a decode step streams, in turn, as many parked rows as hide under it; pages of a parked row that a
-step streams anyway stay when there is room (`Residency.come_home`); requests that are lost do not count in Eq 2. Every
-mechanism has a knob (`config.py`). No JAX here.
+while pages are free; parked sequences wait until they come home, which takes what the link can do under decode steps,
+and are streamed only when their objective is at stake (by knob also when it costs nothing, or always); requests that
+are lost do not count in Eq 2. Every mechanism has a knob (`config.py`). No JAX here.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class LayerKV(BasePolicy):
             if head.num_tokens > tokens and len(state.running):  # alone it may exceed the budget
                 break
             away, cost = self._retention(head.num_tokens, taken), self.foresight.times.prefill(head.num_tokens)
-            if away is None or cost > seconds:
+            if cost > seconds:
+                break
+            if away is None:
+                self._leave_for(head.num_tokens)
                 break
             prefills.append(state.prefill(state.admit(head, away=away if away.any() else None)))
             tokens, seconds = tokens - head.num_tokens, seconds - cost
@@ -162,13 +165,22 @@ class LayerKV(BasePolicy):
         def mask(x: int) -> np.ndarray:
             return parked_layers(self.num_layers, x, self.knobs.pattern)
 
-        if not self.store.fits_away(num_tokens, mask(fewest), self.reserve):
+        if not self.store.fits_away(num_tokens, mask(fewest)):
             return None
         while fewest < most:
             middle = (fewest + most + 1) // 2
             fits = self.store.fits_away(num_tokens, mask(middle), self.home_reserve)
             fewest, most = (middle, most) if fits else (fewest, middle - 1)
         return mask(fewest)
+
+    def _leave_for(self, num_tokens: int) -> None:
+        """Parks layers of running sequences, newest first, so that a new one will fit."""
+        store, fewest = self.store, self._bounds(num_tokens)[0]
+        full, pages = num_tokens // store.page_size, store.pages_for(num_tokens)
+        lacking = fewest * pages + (self.num_layers - fewest) * (pages - full) - store.num_free_pages
+        missing = lacking - self.residency.leaving
+        if self.knobs.layerwise and missing > 0:
+            self.residency.leave(self.state.decodable()[1:], missing)
 
     def _bounds(self, num_tokens: int) -> tuple[int, int]:
         """The fewest and the most layers that a new sequence keeps."""
@@ -187,38 +199,38 @@ class LayerKV(BasePolicy):
         return max(self.reserve, self.watermarks.high) if len(self.state.running) else 0
 
     def _decodes(self) -> tuple[np.ndarray, int]:
-        """Rows of a decode step, oldest first, with pages for their next tokens, and how many were preempted for them;
-        layers leave and come home."""
+        """Rows of a decode step with pages for their next tokens, and how many were preempted for them. Layers leave
+        and come home."""
         state, residency = self.state, self.residency
         slots = state.decodable()
         if not residency.idle:
             residency.append(slots)
-        spare = self._look_ahead(slots)
-        rows, num_preempted = self._make_room(self._choose(slots, spare))
+        parked = residency.parked_pages(slots).any(1) if not residency.idle else np.zeros(len(slots), bool)
+        spare = self._look_ahead(slots, slots[~parked])
+        ready = self.store.ready(slots)
+        at_home, away = slots[~parked & ready], slots[parked & ready]
+        rows, num_preempted = self._make_room(at_home)
+        if len(rows) == len(at_home) and len(away) and not num_preempted:
+            more, num_preempted = self._from_host(away, at_home, min(spare, self.store.num_free_pages))
+            rows = np.concatenate([rows, more])
         while state.swapped and not num_preempted and (slot := self.swap_in()) is not None:
             rows = np.append(rows, np.int32(slot))
         self._turn[rows] = state.step + 1
         return rows, num_preempted
 
-    def _look_ahead(self, slots: np.ndarray) -> int:
-        """Parks layers when the forecast falls below the low watermark. Returns the pages that may be taken while it
-        stays above the high one."""
+    def _look_ahead(self, slots: np.ndarray, at_home: np.ndarray) -> int:
+        """Parks layers of sequences `slots`, oldest first, when the forecast falls below the low watermark; those
+        `at_home` go on decoding, the others wait. Returns the pages that may be taken while it stays above the high
+        one."""
         state, store, residency, knobs = self.state, self.store, self.residency, self.knobs
         if not knobs.forecast:
             return max(0, store.num_free_pages - self.reserve)
         if not len(slots) or (residency.idle and self._carefree(len(slots)) >= 0):
             return 0
         free = store.num_free_pages + residency.leaving
-        room = store.mapped[slots] * store.page_size - state.cached[slots]
-        ahead = forecast(
-            free,
-            residency.held(slots),
-            room,
-            self.foresight.remaining(slots),
-            self.num_layers,
-            store.page_size,
-            knobs.horizon,
-        )
+        room = store.mapped[at_home] * store.page_size - state.cached[at_home]
+        held, future = residency.held(at_home), self.foresight.remaining(at_home)
+        ahead = forecast(free, held, room, future, self.num_layers, store.page_size, knobs.horizon)
         if lacking := self.watermarks.lacking(ahead):
             residency.leave(slots[1:], lacking)
         return min(self.watermarks.spare(ahead), store.num_free_pages)
@@ -230,33 +242,35 @@ class LayerKV(BasePolicy):
         spare = (self.store.num_free_pages - self.watermarks.low) // pages
         return (spare - cdiv(self.knobs.horizon, size)) * size if self.knobs.forecast else MANY
 
-    def _choose(self, slots: np.ndarray, spare: int) -> np.ndarray:
-        """Those that decode now: all that are on the device and, in turn, parked ones whose objective is at stake or
-        whose copies hide under the step. What the link can do in that time goes first to layers that come home, into
-        at most `spare` pages."""
-        store, mode, residency = self.store, self.knobs.stream, self.residency
-        if residency.idle:
-            return slots
-        slots = slots[store.ready(slots)]
-        parked = residency.parked_pages(slots).any(1)
-        if not parked.any():
-            return slots
-        at_home, away = slots[~parked], slots[parked]
+    def _from_host(self, away: np.ndarray, at_home: np.ndarray, spare: int) -> tuple[np.ndarray, int]:
+        """Parked sequences that decode beside those `at_home`, and how many were preempted for them. What the link can
+        do meanwhile goes first to layers that come home, into at most `spare` pages; then to rows that are streamed."""
         hidden = self._hidden_pages(at_home) if len(at_home) else np.inf
-        hidden -= residency.come_home(away, min(spare, hidden))
-        pages = residency.parked_pages(away)  # [n, L]
+        hidden -= self.residency.come_home(away, min(spare, hidden))
+        rows = self._streamed(away, hidden if len(at_home) else np.inf)
+        if not len(at_home):
+            return self._make_room(rows)
+        while len(rows) and not self.store.can_grow(rows, self.state.cached[rows] + 1):
+            rows = rows[:-1]
+        self.store.grow(rows, self.state.cached[rows] + 1)
+        return rows, 0
+
+    def _streamed(self, away: np.ndarray, hidden: float) -> np.ndarray:
+        """Those of sequences `away` that decode now, in turn: whose objective is at stake, or whose pages are at most
+        `hidden` together, as far as the transient pages reach."""
+        mode, pages = self.knobs.stream, self.residency.parked_pages(away)  # [n, L]
         need, total = pages.max(1), pages.sum(1)
-        if mode == "always" or not len(at_home):
+        if mode == "always":
             hidden = np.inf
-        elif mode != "hidden":
+        elif mode != "hidden" and np.isfinite(hidden):
             hidden = 0
         allowed = self.foresight.allowed(self._now, away)
         urgent = (allowed >= 0) & (allowed < self.knobs.tpot_slo) & (mode != "never")
         order = np.lexsort((self._turn[away], ~urgent))
         order = order[urgent[order] | (total[order] <= hidden)]
-        fits = np.cumsum(need[order]) <= store.transient_pages
-        taken = away[order][fits & (urgent[order] | (np.cumsum(total[order]) <= hidden))]
-        return slots[~parked | np.isin(slots, taken)]
+        fits = np.cumsum(need[order]) <= self.store.transient_pages
+        taken = order[fits & (urgent[order] | (np.cumsum(total[order]) <= hidden))]
+        return away[np.sort(taken)]
 
     def _hidden_pages(self, slots: np.ndarray) -> float:
         """Pages that the link brings while these sequences decode."""
