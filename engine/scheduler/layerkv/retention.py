@@ -30,10 +30,8 @@ def num_retained(prefill_seconds: float, copy_seconds_per_layer: float, num_laye
         )
     if num_layers * copy_seconds_per_layer <= prefill_seconds:
         return 0
-    parked = min(int(prefill_seconds // copy_seconds_per_layer), num_layers - 1)
-    while parked and parked * copy_seconds_per_layer > prefill_seconds:  # the quotient and the product round apart
-        parked -= 1
-    while (parked + 1) * copy_seconds_per_layer <= prefill_seconds:
+    parked = int(prefill_seconds // copy_seconds_per_layer)
+    if (parked + 1) * copy_seconds_per_layer <= prefill_seconds:  # the product may round down, the quotient is exact
         parked += 1
     return num_layers - parked
 

@@ -59,16 +59,22 @@ def test_what_samples_do_not_tell_is_shared():
     assert fit.predict(1, 0) == pytest.approx(fit.predict(0, 4), rel=1e-5)
 
 
-def test_the_samples_held_decide_to_the_bit():
-    """At once, one by one, or after others that have been pushed out."""
+def by_definition(features, seconds, capacity):
+    """Prediction for (1, 10, 10000) from the last samples in whole groups of 8, from 64 on."""
+    n = len(seconds) if len(seconds) <= 64 else len(seconds) // 8 * 8
+    a = (features / seconds[:, None])[:n][-capacity:]
+    return float(nonnegative_least_squares(a.T @ a, a.sum(0)) @ [1, 10, 10_000])
+
+
+@pytest.mark.parametrize("capacity", [32, 96])
+def test_the_samples_decide_to_the_bit(capacity):
+    """At once, or one by one with a question after each; and only the last of them count."""
     rng = np.random.default_rng(1)
-    features, seconds = rng.random((50, 3)) * [1, 64, 64_000], rng.random(50) + 1e-3
-    fits = [LinearFit(3, 32) for _ in range(4)]
-    fits[0].observe(features, seconds)
-    for i in range(50):
-        fits[1].observe(features[i : i + 1], seconds[i : i + 1])
-        fits[1].predict(1, 1, 1)
-    for cut in (slice(0, 13), slice(13, 50)):
-        fits[2].observe(features[cut], seconds[cut])
-    fits[3].observe(features[-32:], seconds[-32:])
-    assert len({fit.predict(1, 10, 10_000) for fit in fits}) == 1
+    features, seconds = rng.random((230, 3)) * [1, 64, 64_000], rng.random(230) + 1e-3
+    single = LinearFit(3, capacity)
+    for n in range(1, 231):
+        single.observe(features[n - 1 : n], seconds[n - 1 : n])
+        whole = LinearFit(3, capacity)
+        whole.observe(features[:n], seconds[:n])
+        assert single.predict(1, 10, 10_000) == whole.predict(1, 10, 10_000)
+        assert single.predict(1, 10, 10_000) == pytest.approx(by_definition(features[:n], seconds[:n], capacity))

@@ -16,4 +16,4 @@ def test_holds_the_last_rows_in_order(capacity, sizes):
         rows += new
         window.push(np.array(new, float).reshape(-1, 2))
         assert window.rows.tolist() == rows[-capacity:]
-    assert window.version == len(sizes)
+        assert window.count == len(rows)
