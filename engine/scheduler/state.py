@@ -33,8 +33,8 @@ class SchedulerState:
     """
 
     def __init__(self, store: KVStore, order: str = "fcfs", page_bytes: int = 0, cost: Any = None):
-        """`page_bytes`: of a page, all devices together, as copies count them. `cost`: a StepModel, for policies told to
-        believe one."""
+        """`page_bytes`: of a page, all devices together, as copies count them. `cost`: a StepModel, for policies that
+        are told to believe one."""
         n = store.num_slots
         self.store, self.page_bytes, self.cost = store, page_bytes, cost
         self.waiting = RequestQueue(order)

@@ -28,8 +28,6 @@ class LayerKVConfig:
     # How many layers a new request keeps: spare: x of Eqs 3-4, and more while pages are free | minimum: x | select_n,
     # orbitflow: by what its decode steps can fetch (`retention.py`).
     retain: str = "spare"
-        "spare"  # how many layers: at least x of Eqs 3-4, more while pages are free | minimum: x | other rules
-    )
     retained_layers: int | None = None  # so many, whatever the rule says
     pattern: str = "interleave"  # which layers
     overlap: bool = True  # False: nothing is computed after a prefill until its copies have landed
