@@ -32,13 +32,13 @@ class LayerKVConfig:
     pattern: str = "interleave"  # which layers
     overlap: bool = True  # False: nothing is computed after a prefill until its copies have landed
     stream: str = (
-        "urgent"  # parked rows that decode: those that must | also those that hide under the step | all | none
+        "urgent"  # parked rows that decode: those that must | hidden: also those that cost no time | all | none
     )
     append_pages: int = 1  # full pages of a parked layer that gather on the device before they follow to the host
     slo_rule: bool = True  # False: prompts are admitted whatever becomes of TPOT
     tpot_slo: float = 0.2  # seconds per output token that running requests may take on average
     lost: str = (
-        "ignore"  # running requests that cannot meet it any more: do not count (ours) | block: as Eq 2 is written
+        "ignore"  # running requests that cannot meet it any more do not count (ours) | block: as Eq 2 is written
     )
     lengths: str = "quantile"  # who foresees output lengths
     length_quantile: float = 0.5
