@@ -78,8 +78,9 @@ class ParkingStore(PagedStore):
         return bool(self._slots) and self.tier.fits(to_host) and self.pool.fits(counts, reserve)
 
     def _needs(self, first: int, num_tokens: int, away: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host."""
-        full, pages = num_tokens // self.page_size, self.pages_for(num_tokens)
+        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host. It
+        may have more than it needs: what came back from the host is mapped whole."""
+        full, pages = num_tokens // self.page_size, max(self.pages_for(num_tokens), first)
         counts = np.where(away, pages - max(full, first), pages - first)
         return counts, max(full - first, 0) * int(np.count_nonzero(away))
 
@@ -113,7 +114,7 @@ class ParkingStore(PagedStore):
         counts, to_host = self._needs(first, num_tokens, away)
         if not self.tier.fits(to_host):
             raise OutOfPages(f"{to_host} pages do not fit the host tier")
-        pages = self.pages_for(num_tokens)
+        pages = max(self.pages_for(num_tokens), first)
         ids = self.pool.allocate(counts)
         mapped = np.zeros((len(away), pages - first), np.int32)  # away: the zero page
         mapped[np.arange(first, pages) >= pages - counts[:, None]] = ids
