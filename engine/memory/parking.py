@@ -153,9 +153,10 @@ class ParkingStore(PagedStore):
         return len(self._moves[-1].pages)
 
     def is_parked(self, slot: int, layer: int) -> bool:
-        """Whether pages of the layer are on the host, and none is on its way there: `bring_home` may have it."""
+        """Whether pages of the layer are on the host, and none is on its way there or about to be written for it:
+        `bring_home` may have it."""
         a, b = self.parked[slot, layer].tolist()
-        return a < b == self.sent[slot, layer] and not self.unlanded[slot]
+        return a < b == self.sent[slot, layer] and not self.unlanded[slot] and slot not in self._written
 
     def bring_home(self, slot: int, layer: int) -> None:
         """Maps device pages for what is parked of a layer and fetches it.
