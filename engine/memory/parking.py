@@ -226,7 +226,7 @@ class ParkingStore(PagedStore):
         """Has the pages that the step writes into a stream's transient pages leave in one block."""
         parts, pages, leaving = [], [], []
         for slot, a, b, start in rows.tolist():
-            if slot in self._written:
+            if slot in self._written and self.away[slot, layer]:  # other layers may have pages on the host, too
                 first, owner = self._written[slot], cast(Owner, self._owners[slot])
                 parts.append((owner, first, b))
                 pages.append(np.arange(start - a + first, start - a + b, dtype=np.int32))
