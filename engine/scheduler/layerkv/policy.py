@@ -196,7 +196,8 @@ class LayerKV(BasePolicy):
         spare = self._look_ahead(slots)
         rows, num_preempted = self._make_room(self._choose(slots, spare))
         while state.swapped and not num_preempted and (slot := self.swap_in()) is not None:
-            rows = np.append(rows, np.int32(slot))
+            if state.cached[slot] >= state.prefill_length[slot]:  # else it goes on with its prompt: `_chunks`
+                rows = np.append(rows, np.int32(slot))
         self._turn[rows] = state.step + 1
         return rows, num_preempted
 
