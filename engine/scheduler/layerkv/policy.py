@@ -117,9 +117,10 @@ class LayerKV(BasePolicy):
         taken = store.transient_need(decode)
         for slot in partial.tolist():
             left = int(state.prefill_length[slot] - state.cached[slot])
-            count = self._aligned(min(left, tokens), left, bool(store.away[slot].any()))
+            away = bool(store.away[slot].any())
+            count = self._aligned(min(left, tokens), left, away)
             length = int(state.cached[slot]) + count
-            need = taken + length // store.page_size
+            need = taken + (length // store.page_size if away else store.transient_need(np.array([slot])))
             if not count or store.unlanded[slot] or need > store.transient_pages or not store.can_extend(slot, length):
                 continue
             store.extend(slot, length)
