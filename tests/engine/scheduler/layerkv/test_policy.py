@@ -157,7 +157,8 @@ def test_chunks_of_a_sequence_that_stays_take_no_transient_pages():
 def test_what_the_forecast_lacks_is_parked_newest_first():
     """81 pages, 36 of them held: 45 free. Each of three sequences begins 6 more pages in each of 3 layers before the
     first ends: 9 too few, and the low mark is 4. C's three layers of 4 pages and one of B's are 16, enough for 13."""
-    d = desk(pages=27, knobs={"lengths": "oracle", "slo_rule": False})
+    marks = {"low_watermark": 0.05, "high_watermark": 0.15}
+    d = desk(pages=27, knobs={"lengths": "oracle", "slo_rule": False, **marks})
     for name in "ABC":
         d.add(name, 16, 24)
     assert d.steps(2) == ["A+16 B+16 C+16", "A B C"]
