@@ -120,8 +120,8 @@ def test_the_fewest_layers_stay_for_which_the_others_leave_in_time(page_seconds,
 
 @pytest.mark.parametrize("layerwise, lines", [(True, ["A+32 B+16", "A", "A B"]), (False, ["A+32", "A", "A"])])
 def test_a_prompt_is_admitted_with_its_layers_away(layerwise, lines):
-    """A has 24 of 30 pages, and 27 when it decodes. B takes 12, or none when all of it leaves, and 3 for its next token,
-    when the engine has heard that its layers have landed."""
+    """A has 24 of 30 pages, and 27 when it decodes. B takes 12, or none when all of it leaves, and 3 for its next
+    token, when the engine has heard that its layers have landed."""
     d = desk(pages=10, knobs={"layerwise": layerwise, "slo_rule": False, "stream": "always", "forecast": False})
     d.add("A", 32, 9)
     d.add("B", 16, 3)
