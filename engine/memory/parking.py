@@ -92,8 +92,9 @@ class ParkingStore(PagedStore):
         return bool(self._slots) and self.tier.fits(to_host) and self.pool.fits(counts, reserve)
 
     def _needs(self, first: int, num_tokens: int, away: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host."""
-        full, pages = num_tokens // self.page_size, self.pages_for(num_tokens)
+        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host. It
+        may have more than it needs: what came back from the host is mapped whole."""
+        full, pages = num_tokens // self.page_size, max(self.pages_for(num_tokens), first)
         counts = np.where(away, pages - max(full, first), pages - first)
         return counts, max(full - first, 0) * int(np.count_nonzero(away))
 
@@ -104,12 +105,17 @@ class ParkingStore(PagedStore):
         Raises:
           OutOfPages: it does not fit; nothing was taken.
         """
-        if not self.fits_away(num_tokens, away):
-            raise OutOfPages(f"{num_tokens} tokens with {np.count_nonzero(away)} layers away do not fit")
-        slot = self._slots.pop()
-        self._owners[slot], self.away[slot] = owner, away
-        self.extend(slot, num_tokens)
-        return slot
+        if not self._slots:
+            raise OutOfPages(f"all {self.num_slots} slots are held")
+        slot = self._slots[-1]
+        self.away[slot] = away
+        try:
+            self.extend(slot, num_tokens)
+        except OutOfPages:
+            self.away[slot] = False
+            raise
+        self._owners[slot] = owner
+        return self._slots.pop()
 
     def can_extend(self, slot: int, num_tokens: int) -> bool:
         """Whether `extend` would succeed."""
@@ -127,7 +133,7 @@ class ParkingStore(PagedStore):
         counts, to_host = self._needs(first, num_tokens, away)
         if not self.tier.fits(to_host):
             raise OutOfPages(f"{to_host} pages do not fit the host tier")
-        pages = self.pages_for(num_tokens)
+        pages = max(self.pages_for(num_tokens), first)
         ids = self.pool.allocate(counts)
         mapped = np.zeros((len(away), pages - first), np.int32)  # away: the zero page
         mapped[np.arange(first, pages) >= pages - counts[:, None]] = ids
@@ -166,9 +172,10 @@ class ParkingStore(PagedStore):
         return len(self._moves[-1].pages)
 
     def is_parked(self, slot: int, layer: int) -> bool:
-        """Whether pages of the layer are on the host, and none is on its way there: `bring_home` may have it."""
+        """Whether pages of the layer are on the host, and none is on its way there or about to be written for it:
+        `bring_home` may have it."""
         a, b = self.parked[slot, layer].tolist()
-        return a < b == self.sent[slot, layer] and not self.unlanded[slot]
+        return a < b == self.sent[slot, layer] and not self.unlanded[slot] and slot not in self._written
 
     def bring_home(self, slot: int, layer: int) -> None:
         """Maps device pages for what is parked of a layer and fetches it.
@@ -244,7 +251,7 @@ class ParkingStore(PagedStore):
         """Has the pages that the step writes into a stream's transient pages leave in one block."""
         parts, pages, leaving = [], [], []
         for slot, a, b, start in rows.tolist():
-            if slot in self._written:
+            if slot in self._written and self.away[slot, layer]:  # other layers may have pages on the host, too
                 first, owner = self._written[slot], cast(Owner, self._owners[slot])
                 parts.append((owner, first, b))
                 pages.append(np.arange(start - a + first, start - a + b, dtype=np.int32))
