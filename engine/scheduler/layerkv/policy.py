@@ -195,8 +195,9 @@ class LayerKV(BasePolicy):
         if not residency.idle:
             residency.append(slots)
         spare = self._look_ahead(slots)
-        rows, num_preempted = self._make_room(self._choose(slots, spare))
-        while state.swapped and not num_preempted and (slot := self.swap_in()) is not None:
+        chosen = self._choose(slots, spare)
+        rows, num_preempted = self._make_room(chosen)
+        while state.swapped and len(rows) == len(chosen) and (slot := self.swap_in()) is not None:
             if state.cached[slot] >= state.prefill_length[slot]:  # else it goes on with its prompt: `_chunks`
                 rows = np.append(rows, np.int32(slot))
         self._turn[rows] = state.step + 1
@@ -245,7 +246,8 @@ class LayerKV(BasePolicy):
             return slots
         at_home, away = slots[~parked], slots[parked]
         hidden = self._hidden_pages(at_home) if len(at_home) else np.inf
-        hidden -= residency.come_home(away, min(spare, hidden))
+        growth = int(store.lacking(slots, self.state.cached[slots] + 1).sum())
+        hidden -= residency.come_home(away, min(spare, hidden), growth)
         pages = residency.parked_pages(away)  # [n, L]
         need, total = pages.max(1), pages.sum(1)
         if mode == "always" or not len(at_home):
