@@ -41,6 +41,20 @@ class Leaving:
     landed: bool = False
 
 
+Part = tuple[int, int, int]  # of a block: offset, pages, the first transient page that they go to
+Wanted = tuple[int, tuple[Part, ...]]  # pages in the block, and what is wanted of them
+
+
+def _stream_rows(slots: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+    """Rows of a `Stream` over those of `slots` [n] whose [a, b) in `ranges` [n, 2] is not empty."""
+    sizes = ranges[:, 1] - ranges[:, 0]
+    some = np.flatnonzero(sizes)
+    size = sizes[some]
+    rows = np.empty((len(some), 4), np.int32)
+    rows[:, 0], rows[:, 1:3], rows[:, 3] = slots[some], ranges[some], np.cumsum(size) - size
+    return rows
+
+
 class ParkingStore(PagedStore):
     """A paged store with a host tier and `transient_pages` pages to stream one layer of a step's rows through."""
 
@@ -194,13 +208,14 @@ class ParkingStore(PagedStore):
             return ()
         if sizes.sum(0).max() > self.transient_pages:
             raise OutOfPages(f"{sizes.sum(0).max()} parked pages of a layer, {self.transient_pages} transient pages")
-        streams = []
+        streams: list[Stream] = []
+        known: dict[bytes, np.ndarray] = {}
+        wanted: dict[Wanted, np.ndarray] = {}
         for layer in np.flatnonzero(sizes.any(0)).tolist():
-            some = np.flatnonzero(sizes[:, layer])
-            size = sizes[some, layer]
-            start = np.cumsum(size) - size
-            rows = np.column_stack([slots[some], ranges[some, layer], start]).astype(np.int32)
-            fetches = self._fetches(layer, rows)
+            key = ranges[:, layer].tobytes()  # most layers are alike
+            if (rows := known.get(key)) is None:
+                rows = known[key] = _stream_rows(slots, ranges[:, layer])
+            fetches = self._fetches(layer, rows, wanted)
             sends = self._written_pages(layer, rows) if self._written else ()
             streams.append(Stream(layer, rows, fetches, sends or self._regather(layer, rows, len(fetches))))
         self._written.clear()
@@ -210,22 +225,27 @@ class ParkingStore(PagedStore):
         """Transient pages that a step over these sequences takes."""
         return int((self.parked[slots, :, 1] - self.parked[slots, :, 0]).sum(0).max(initial=0))
 
-    def _fetches(self, layer: int, rows: np.ndarray) -> tuple[Move, ...]:
-        """Blocks that bring a stream's pages; page i of a block goes to a transient page, counted from the first."""
-        wanted: dict[int, np.ndarray] = {}
+    def _fetches(self, layer: int, rows: np.ndarray, wanted: dict[Wanted, np.ndarray]) -> tuple[Move, ...]:
+        """Blocks that bring a stream's pages; page i of a block goes to a transient page, counted from the first.
+        `wanted`: pages by what is wanted of a block, of the layers before: most layers are alike."""
+        parts: dict[int, list[Part]] = {}
         owners: dict[int, list[Owner]] = {}
         for slot, a, b, start in rows.tolist():
-            owner = self._owners[slot]
+            owner = cast(Owner, self._owners[slot])
             for e in self.tier.extents(owner, layer):
                 if e.start < b:
-                    pages = wanted.setdefault(
-                        e.block, np.full(self.tier.blocks[e.block].num_pages, NOT_WANTED, np.int32)
-                    )
-                    pages[e.offset : e.offset + e.end - e.start] = start - a + np.arange(e.start, e.end)
+                    parts.setdefault(e.block, []).append((e.offset, e.end - e.start, start - a + e.start))
                     owners.setdefault(e.block, []).append(owner)
-        for block in wanted:
+        moves = []
+        for block, of in parts.items():
             self.tier.begin_fetch(block)
-        return tuple(Move(False, i, layer, pages, tuple(owners[i]), transient=True) for i, pages in wanted.items())
+            key = self.tier.blocks[block].num_pages, tuple(of)
+            if (pages := wanted.get(key)) is None:
+                pages = wanted[key] = np.full(key[0], NOT_WANTED, np.int32)
+                for offset, count, first in of:
+                    pages[offset : offset + count] = np.arange(first, first + count)
+            moves.append(Move(False, block, layer, pages, tuple(owners[block]), transient=True))
+        return tuple(moves)
 
     def _written_pages(self, layer: int, rows: np.ndarray) -> tuple[Move, ...]:
         """Has the pages that the step writes into a stream's transient pages leave in one block."""
@@ -248,8 +268,10 @@ class ParkingStore(PagedStore):
         """Has the pages of a stream that took too many blocks leave again in one, from the transient pages where they
         are next to each other now. The step itself fetches the pieces; those that come after the copy has landed fetch
         the new block, and the pieces die with their last reader. (): few enough, one is on its way, or no room."""
+        if num_blocks <= MAX_BLOCKS_PER_FETCH or self.tier.regathering(layer):
+            return ()
         total = int((rows[:, 2] - rows[:, 1]).sum())
-        if num_blocks <= MAX_BLOCKS_PER_FETCH or self.tier.regathering(layer) or not self.tier.fits(total):
+        if not self.tier.fits(total):
             return ()
         parts = [(cast(Owner, self._owners[slot]), a, b) for slot, a, b, _ in rows.tolist()]
         return (Move(True, self.tier.regather(layer, parts), layer, np.arange(total, dtype=np.int32), transient=True),)
@@ -314,7 +336,8 @@ class ParkingStore(PagedStore):
 
     def take_deltas(self) -> np.ndarray:
         """See `PagedStore`: these too say what holds now."""
-        deltas, homecomings, self._homecomings = [super().take_deltas()], self._homecomings, []
+        grown = super().take_deltas()
+        deltas, homecomings, self._homecomings = [grown[grown[:, 3] > 0]], self._homecomings, []  # not what is away
         for layer, slot, a, b in homecomings:
             delta = np.empty((b - a, 4), np.int32)
             delta[:, :2], delta[:, 2], delta[:, 3] = (layer, slot), np.arange(a, b), self.table[slot, layer, a:b]

@@ -8,7 +8,7 @@ from engine.errors import ConfigError
 
 RETENTIONS = ("spare", "minimum", "select_n", "orbitflow")
 PATTERNS = ("interleave", "prefix", "suffix", "random", "interval")
-STREAMS = ("hidden", "urgent", "always", "never")
+STREAMS = ("urgent", "hidden", "always", "never")
 LENGTHS = ("quantile", "bucket", "mean", "oracle")
 TIMES = ("online", "model")
 LOST = ("ignore", "block")
@@ -25,27 +25,25 @@ class LayerKVConfig:
 
     layerwise: bool = True  # False: a request is admitted when all its layers fit, as by a request-level allocator
     chunked: bool = False  # True: prompts are computed in chunks under the token budget, beside decodes
-    retain: str = (
-        "spare"  # how many layers: at least x of Eqs 3-4, more while pages are free | minimum: x | other rules
-    )
+    # How many layers a new request keeps: spare: x of Eqs 3-4, and more while pages are free | minimum: x | select_n,
+    # orbitflow: by what its decode steps can fetch (`retention.py`).
+    retain: str = "spare"
     retained_layers: int | None = None  # so many, whatever the rule says
     pattern: str = "interleave"  # which layers
     overlap: bool = True  # False: nothing is computed after a prefill until its copies have landed
-    stream: str = "hidden"  # parked rows in a decode step: as many as hide under it or must | all that fit | never
+    stream: str = "urgent"  # parked rows that decode: those that must | hidden: or cost no time | always | never
     append_pages: int = 1  # full pages of a parked layer that gather on the device before they follow to the host
     slo_rule: bool = True  # False: prompts are admitted whatever becomes of TPOT
     tpot_slo: float = 0.2  # seconds per output token that running requests may take on average
-    lost: str = (
-        "ignore"  # running requests that cannot meet it any more: do not count (ours) | block: as Eq 2 is written
-    )
+    lost: str = "ignore"  # requests that miss it anyway do not count (ours) | block: they do, as Eq 2 is written
     lengths: str = "quantile"  # who foresees output lengths
     length_quantile: float = 0.5
     length_accuracy: float = 0.85  # of `bucket`
     times: str = "online"  # step times: fitted to what was seen | model: those of the virtual clock itself
     forecast: bool = True  # False: layers leave when pages are lacking, not before
     horizon: int = 64  # decode steps that the forecast looks ahead
-    low_watermark: float = 0.05  # share of the pages: below it layers leave
-    high_watermark: float = 0.15  # above it they come home
+    low_watermark: float = 0.01  # share of the pages: below it layers leave
+    high_watermark: float = 0.03  # above it they come home
 
     def __post_init__(self):
         for name, known in (

@@ -120,8 +120,8 @@ def test_the_fewest_layers_stay_for_which_the_others_leave_in_time(page_seconds,
 
 @pytest.mark.parametrize("layerwise, lines", [(True, ["A+32 B+16", "A", "A B"]), (False, ["A+32", "A", "A"])])
 def test_a_prompt_is_admitted_with_its_layers_away(layerwise, lines):
-    """A has 24 of 30 pages, and 27 when it decodes. B takes 12, or none when all of it leaves, and 3 for its next token,
-    when the engine has heard that its layers have landed."""
+    """A has 24 of 30 pages, and 27 when it decodes. B takes 12, or none when all of it leaves, and 3 for its next
+    token, when the engine has heard that its layers have landed."""
     d = desk(pages=10, knobs={"layerwise": layerwise, "slo_rule": False, "stream": "always", "forecast": False})
     d.add("A", 32, 9)
     d.add("B", 16, 3)
@@ -157,7 +157,8 @@ def test_chunks_of_a_sequence_that_stays_take_no_transient_pages():
 def test_what_the_forecast_lacks_is_parked_newest_first():
     """81 pages, 36 of them held: 45 free. Each of three sequences begins 6 more pages in each of 3 layers before the
     first ends: 9 too few, and the low mark is 4. C's three layers of 4 pages and one of B's are 16, enough for 13."""
-    d = desk(pages=27, knobs={"lengths": "oracle", "slo_rule": False})
+    marks = {"low_watermark": 0.05, "high_watermark": 0.15}
+    d = desk(pages=27, knobs={"lengths": "oracle", "slo_rule": False, **marks})
     for name in "ABC":
         d.add(name, 16, 24)
     assert d.steps(2) == ["A+16 B+16 C+16", "A B C"]
