@@ -58,12 +58,13 @@ class Setup:
     name: str
     model: str
     tensor: int
+    shortest: int  # tokens of the shortest prompts that it serves here: shorter ones are far below its knee
 
 
 SETUPS = (
-    Setup("Llama2-7B", "experiments.paper_models:LLAMA2_7B_32K", 1),
-    Setup("Yi-34B", "yi-34b-200k", 2),
-    Setup("Llama3.1-70B", "llama3.1-70b", 4),
+    Setup("Llama2-7B", "experiments.paper_models:LLAMA2_7B_32K", 1, 1),
+    Setup("Yi-34B", "yi-34b-200k", 2, 512),
+    Setup("Llama3.1-70B", "llama3.1-70b", 4, 512),
 )
 WHICH = flags.DEFINE_multi_enum("setup", [s.name for s in SETUPS], [s.name for s in SETUPS], "Models.")
 POLICIES = {
@@ -98,15 +99,15 @@ def setups() -> list[Setup]:
     return [setup for setup in SETUPS if setup.name in WHICH.value]
 
 
-def contexts() -> list[int]:
-    """Those of --prompt_tokens, with the one that rates are swept at."""
-    return sorted({PAPER_CONTEXT, *CONTEXTS.value})
+def contexts(setup: Setup) -> list[int]:
+    """Those of --prompt_tokens that a setup serves, with the one that rates are swept at."""
+    return sorted({PAPER_CONTEXT, *(c for c in CONTEXTS.value if c >= setup.shortest)})
 
 
 def measure_capacities() -> tuple[Capacities, Capacities]:
     """By (setup, context), under the baseline: requests/s when all come at once, and milliseconds to the first token of
     a request that is alone. The paper's point is always among them."""
-    places = [(setup, context) for setup in setups() for context in contexts()]
+    places = [(setup, context) for setup in setups() for context in contexts(setup)]
     places = list(dict.fromkeys([(SETUPS[0], PAPER_CONTEXT), *places]))
     runs = {}
     for setup, context in places:
@@ -123,8 +124,8 @@ def rates(capacity: Capacities, alone: Capacities) -> dict[str, dict[int, list[f
     found: dict[str, dict[int, list[float]]] = {}
     for setup in setups():
         own = rounded_rate(PAPER_RATE * capacity[setup.name, PAPER_CONTEXT] / reference)
-        found[setup.name] = {context: [own] for context in contexts()}
-        feasible = [c for c in contexts() if c <= PAPER_CONTEXT and alone[setup.name, c] <= SLO_TTFT_MS]
+        found[setup.name] = {context: [own] for context in contexts(setup)}
+        feasible = [c for c in contexts(setup) if c <= PAPER_CONTEXT and alone[setup.name, c] <= SLO_TTFT_MS]
         for context in {PAPER_CONTEXT, max(feasible, default=PAPER_CONTEXT)}:
             found[setup.name][context] += [rounded_rate(load * capacity[setup.name, context]) for load in LOADS]
     return found

@@ -68,7 +68,7 @@ def parsed():
 def test_rates_follow_a_rule_that_knows_the_baseline_only(parsed):
     """The load of every model at 2,048 tokens is that of Llama2-7B at 1 request/s, 1 / 0.8; then shares of capacity."""
     names = [setup.name for setup in paper_layerkv.SETUPS]
-    capacity = {(name, context): 10.0 for name in names for context in paper_layerkv.contexts()}
+    capacity = {(s.name, c): 10.0 for s in paper_layerkv.SETUPS for c in paper_layerkv.contexts(s)}
     capacity |= {(names[0], 2048): 0.8, (names[1], 2048): 0.4, (names[2], 2048): 0.2}
     alone = {(name, context): float(context) for name, context in capacity}
     alone[names[2], 2048] = 3001.0
