@@ -56,15 +56,17 @@ class Link:
     latencies too. Whoever holds links calls `advance` or `take_ended` now and then: windows are forgotten there.
 
     Units of copies that share the link take turns: the one under way began when the bytes moved since the link became
-    busy were a multiple of u (ours); what is on the link last is cut where the link becomes idle.
+    busy were a multiple of u (ours), and the last one ends when the link is idle.
 
     Args:
       bytes_per_second: B, of this direction.
       latency_s: seconds from a copy's submission until its first byte moves on an idle link.
-      unit_bytes: u, of the units in which copies move; 0: they stop at any byte, inf: they are one unit each.
+      unit_bytes: u, of the units in which copies move; 0: they stop at any byte, inf: where the link would be idle, or
+        begin another copy (`FifoLink`).
       yields: False: copies neither come in units nor make way, so a collective waits until all that were submitted
-        before it have ended (reconstructed: the paper says that it is these two which keep all-reduces from being
-        delayed; a link that shares its bandwidth fairly with them would need neither).
+        before it have ended (reconstructed: the paper splits copies and holds them back so that all-reduces are not
+        delayed; with neither, one waits for what was issued before it. Hardware that shares a link fairly between both
+        would delay it less.)
 
     Raises:
       ConfigError: the bandwidth is not a positive number, or the latency or the unit is negative.
