@@ -27,9 +27,10 @@ from engine.executor.sim_executor import work_of
 from engine.files import write_whole
 from engine.models.source import resolve
 from experiments import bench_policies, common_flags, environment, quiet, workloads
-from experiments.bench_policies import measure
 from experiments.common_flags import laid_over
-from experiments.prediction import METRICS, Cell, Gate, Step, gates, repeat_errors, step_errors
+from experiments.gates import Gate, gate_table
+from experiments.outcomes import measure
+from experiments.prediction import METRICS, Cell, Step, gates, repeat_errors, step_errors
 from experiments.quiet import Others
 from experiments.replay import StopFlag, stop_on_signals
 from experiments.run_record import claim
@@ -160,14 +161,6 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         lines.append([r["workload"], r["engine"], load, r["steps"], *shares, *figures])
     header = ["workload", "engine", "load", "steps", "step MAPE", "repeats", *METRICS.values()]
     return format_table(header, lines)
-
-
-def gate_table(found: list[Gate]) -> str:
-    """A line per gate."""
-    words = {True: "passed", False: "missed", None: "-"}
-    return format_table(
-        ["gate", "limit", "reached", ""], [[g.name, g.limit, g.reached, words[g.passed]] for g in found]
-    )
 
 
 def compare(

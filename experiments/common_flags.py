@@ -161,6 +161,9 @@ STAGING_BYTES = flags.DEFINE(
     serializer=flags.ArgumentSerializer(),
 )
 LINK_GBS = flags.DEFINE_float("link_gbs", None, "Pace copies to and from the host to so many 1e9 bytes/s each way.")
+PREFETCH_DEPTH = flags.DEFINE_integer(
+    "prefetch_depth", DEFAULTS.prefetch_depth, "Layers whose parked pages are on their way while one is computed."
+)
 PREEMPTION = flags.DEFINE_enum(
     "preemption", DEFAULTS.scheduler.preemption, PREEMPTIONS, "What becomes of a preempted sequence's KV."
 )
@@ -218,7 +221,7 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     "sim": (DEVICE, STACK, KERNELS, PIPELINE, LINK_SHARING),
     "": (
         EXECUTOR, MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
-        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS,
+        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS, PREFETCH_DEPTH,
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
