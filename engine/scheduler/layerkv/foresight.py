@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.errors import ConfigError
 from engine.memory.moves import Copy
 from engine.request import Request
 from engine.scheduler.layerkv.config import LayerKVConfig
 from engine.scheduler.layerkv.lengths import LENGTHS
+from engine.scheduler.layerkv.model_times import ModelTimes
 from engine.scheduler.layerkv.slo import allowed_prefill, budget
 from engine.scheduler.layerkv.step_times import LinkRate, StepTimes, features
 from engine.scheduler.policy import Observed
@@ -25,7 +27,14 @@ class Foresight:
 
     def __init__(self, config: LayerKVConfig, state: SchedulerState):
         self.config, self.state = config, state
-        self.times, self.link = StepTimes(), LinkRate()
+        self.times: StepTimes | ModelTimes = StepTimes()
+        if config.times == "model":
+            if state.cost is None:
+                raise ConfigError(
+                    "layerkv_times=model asks a cost model: set executor=sim and pipeline=1, or times=online"
+                )
+            self.times = ModelTimes(state.cost)
+        self.link = LinkRate()
         given = {"quantile": (config.length_quantile,), "bucket": (config.length_accuracy,)}
         self.lengths = LENGTHS[config.lengths](*given.get(config.lengths, ()))
         self._recent: list[float] = []  # seconds of the last decode steps
@@ -65,9 +74,9 @@ class Foresight:
         """Eq 1 for each sequence, seconds float64 [n]. One whose first token is on its way has just begun."""
         state = self.state
         past = np.nan_to_num(now - state.first_token[slots])
-        produced = state.length[slots] - state.prompt_length[slots]
+        since_first = state.length[slots] - state.prompt_length[slots] - 1
         seconds = self.decode_seconds(slots)
-        return allowed_prefill(produced, self.remaining(slots), past, seconds, self.config.tpot_slo)
+        return allowed_prefill(since_first, self.remaining(slots), past, seconds, self.config.tpot_slo)
 
     def _allowed_of(self, now: float, requests: Sequence[Request], num_rows: int) -> np.ndarray:
         """Eq 1 for requests without a slot, [n]."""
@@ -76,7 +85,7 @@ class Foresight:
         past = now - np.array([r.token_times[0] if r.token_times else now for r in requests])
         future = self.lengths.remaining(produced, left, np.array([r.number for r in requests]))
         seconds = self._recent_seconds or self.times.decode(num_rows, 0)
-        return allowed_prefill(produced, future, past, seconds, self.config.tpot_slo)
+        return allowed_prefill(np.maximum(produced - 1, 0), future, past, seconds, self.config.tpot_slo)
 
     def remaining(self, slots: np.ndarray) -> np.ndarray:
         """Tokens that sequences will still produce, as foreseen: float64 [n]."""
