@@ -136,8 +136,7 @@ def earlier(file: Path, settings: dict[str, Any]) -> tuple[Machine, Runs]:
 
 def report(sweep: Sweep, machine: Machine, point: ScaledPoint, stem: Path) -> dict[str, Any]:
     """Prints the table and the gates, draws the figure; returns what the JSON line says of them."""
-    tpot_slo_ms = point.tpot_ratio * machine.tpot_s * 1e3
-    judged = gates(sweep, JUDGED, tpot_slo_ms)
+    judged = gates(sweep, JUDGED, 1e3 * machine.tpot_slo(point))
     print("\n" + format_table(["load", "policy", *HEADER], sweep.rows()))
     knee = [f"{load:g}" for load in sweep.loads if sweep.below_knee(load)]
     print(f"below the knee: {', '.join(knee) or 'none'}\n\n{gate_table(judged)}")
@@ -152,11 +151,10 @@ def report(sweep: Sweep, machine: Machine, point: ScaledPoint, stem: Path) -> di
 def machine_words(machine: Machine, config: EngineConfig, point: ScaledPoint) -> str:
     """What was measured first, and what follows from it."""
     prefill_ms, offload_ms = machine.prefill_s * 1e3, machine.offload_s(point) * 1e3
-    tpot_slo_ms = config.scheduler.layerkv.tpot_slo * 1e3
     return (
         f"T_prefill {prefill_ms:.1f} ms, T_offload {offload_ms:.2f} ms at {config.link_gbs:.3f} GB/s: "
         f"{offload_ms / prefill_ms:.3f}\ncapacity {machine.capacity:.2f} requests/s; TPOT meanwhile "
-        f"{machine.tpot_s * 1e3:.1f} ms, objective {tpot_slo_ms:.1f} ms"
+        f"{machine.tpot_s * 1e3:.1f} ms, objective {machine.tpot_slo(point) * 1e3:.1f} ms"
     )
 
 
@@ -192,7 +190,7 @@ def main() -> int:
             write_whole(file, json.dumps(about | {"cells": cells}, indent=1) + "\n")
 
         keep()
-        slo = Slo(tpot_ms=1e3 * config.scheduler.layerkv.tpot_slo)
+        slo = Slo(tpot_ms=1e3 * machine.tpot_slo(point))
         for repeat in range(min(map(len, runs.values())), REPEATS.value):
             done = serve_all(engines, point, loads, machine.capacity, slo, repeat, others, stop)
             if done is None:

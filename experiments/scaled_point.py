@@ -89,10 +89,14 @@ class Machine:
         """Seconds that a prompt's KV takes to the host."""
         return point.offload_ratio * self.prefill_s
 
+    def tpot_slo(self, point: ScaledPoint) -> float:
+        """Seconds per token that requests may take on average."""
+        return point.tpot_ratio * self.tpot_s
+
     def settled(self, config: EngineConfig, point: ScaledPoint, model: ModelConfig) -> EngineConfig:
         """`config` with the link and the objective that the point has on this machine."""
         num_bytes = point.prompt * model.num_layers * model.kv_bytes_per_token_per_layer
-        knobs = dataclasses.replace(config.scheduler.layerkv, tpot_slo=point.tpot_ratio * self.tpot_s)
+        knobs = dataclasses.replace(config.scheduler.layerkv, tpot_slo=self.tpot_slo(point))
         return dataclasses.replace(
             config,
             link_gbs=num_bytes / self.offload_s(point) / 1e9,
