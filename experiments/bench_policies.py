@@ -23,10 +23,11 @@ from absl import flags
 from engine.config import to_dict
 from engine.errors import ConfigError
 from engine.files import write_whole
-from engine.summary import Outcomes, Window, summarise
 from experiments import common_flags, environment, workloads
 from experiments.common_flags import laid_over
-from experiments.replay import Observer, StopFlag, replay, stop_on_signals
+from experiments.intervals import interval
+from experiments.outcomes import measure
+from experiments.replay import StopFlag, stop_on_signals
 from experiments.run_record import claim
 from experiments.tables import format_table, rounded
 from experiments.workloads import WorkloadRequest
@@ -50,39 +51,6 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class Collected(Observer):
-    """What a replay leaves behind."""
-
-    def __init__(self):
-        self.completed, self.failed, self.steps, self.why = [], [], [], "all were aborted"
-
-    def on_finished(self, request, output):
-        self.completed.append(output.metrics)
-
-    def on_refused(self, request, error):
-        self.failed.append(request.arrival_s)
-        self.why = str(error)
-
-    def on_step(self, record, progress):
-        self.steps.append(record)
-
-
-def measure(engine: Engine, requests: list[WorkloadRequest], stop: StopFlag) -> dict[str, Any] | None:
-    """The summary of one run; None when it was interrupted.
-
-    Raises:
-      ConfigError: not one request completed, and why.
-    """
-    seen = Collected()
-    progress = replay(engine, requests, seen, stop)
-    if progress.stopped_by:
-        return None
-    if not seen.completed:
-        raise ConfigError(f"none of {len(requests)} requests completed: {seen.why}")
-    run = Outcomes(seen.completed, seen.failed, [], seen.steps)
-    return summarise(run, Window(progress.start, progress.now))
-
-
 def measure_all(
     engines: dict[str, Engine], loads: dict[str, list[WorkloadRequest]], order: Sequence[Pair], stop: StopFlag
 ) -> dict[Pair, dict[str, Any]] | None:
@@ -97,13 +65,6 @@ def measure_all(
             return None
         summaries[source, spec] = {column: summary[column] for column in (*COLUMNS, "duration")}
     return summaries
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of `values` [n]."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    low, high = np.percentile(draws.mean(1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def rows_of(workload: str, engines: list[str], runs: dict[Pair, list[dict[str, Any]]]) -> list[list[Any]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from engine.executor.sim_executor import work_of
 from engine.files import write_whole
 from engine.models.source import resolve
 from experiments import bench_policies, common_flags, environment, quiet, workloads
-from experiments.bench_policies import measure
 from experiments.common_flags import laid_over
-from experiments.prediction import METRICS, Cell, Gate, Step, gates, repeat_errors, step_errors
+from experiments.gates import Gate, gate_table
+from experiments.outcomes import measure
+from experiments.prediction import METRICS, Cell, Step, gates, repeat_errors, step_errors
 from experiments.quiet import Others
 from experiments.replay import StopFlag, stop_on_signals
 from experiments.run_record import claim
@@ -75,21 +77,11 @@ def real_engines(model: str, configs: dict[str, EngineConfig]) -> dict[str, Engi
     return engines
 
 
-def undisturbed(engine: Engine, requests: list[WorkloadRequest], others: Others, stop: StopFlag) -> Run | None:
-    """A run that others did not disturb or, when patience ends, the least disturbed one; None: interrupted."""
-    best = None
-    while best is None or (best[0]["others"] > others.limit and others.patience > 0):
-        others.wait()
-        engine.executor.steps = []
-        summary = measure(engine, requests, stop)
-        if summary is None:
-            return None
-        summary["others"] = others.share()
-        if best is None or summary["others"] < best[0]["others"]:
-            best = summary, engine.executor.steps
-        if best[0]["others"] > others.limit:
-            others.patience -= summary["duration"]
-    return best
+def measure_steps(engine: Engine, requests: list[WorkloadRequest], stop: StopFlag) -> dict[str, Any] | None:
+    """The summary of one run with its steps as `log`; None: interrupted."""
+    engine.executor.steps = []
+    summary = measure(engine, requests, stop)
+    return None if summary is None else summary | {"log": engine.executor.steps}
 
 
 def run_all(
@@ -106,10 +98,10 @@ def run_all(
     for repeat in range(repeats):
         for i in rng.permutation(len(pairs)).tolist():
             source, spec = pairs[i]
-            run = undisturbed(engines[spec], loads[source], others, stop)
+            run = others.undisturbed(partial(measure_steps, engines[spec], loads[source], stop))
             if run is None:
                 return {pair: of[:repeat] for pair, of in runs.items()}
-            runs[source, spec].append(run)
+            runs[source, spec].append((run, run.pop("log")))
         print(f"repeat {repeat + 1} of {repeats} done", flush=True)
     return runs
 
@@ -160,14 +152,6 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         lines.append([r["workload"], r["engine"], load, r["steps"], *shares, *figures])
     header = ["workload", "engine", "load", "steps", "step MAPE", "repeats", *METRICS.values()]
     return format_table(header, lines)
-
-
-def gate_table(found: list[Gate]) -> str:
-    """A line per gate."""
-    words = {True: "passed", False: "missed", None: "-"}
-    return format_table(
-        ["gate", "limit", "reached", ""], [[g.name, g.limit, g.reached, words[g.passed]] for g in found]
-    )
 
 
 def compare(

@@ -168,6 +168,9 @@ LINK_UNIT = flags.DEFINE(
     "In which copies move over a device's link, such as 2MB, yielding to all-reduces in between; 0: whole copies.",
     serializer=flags.ArgumentSerializer(),
 )
+PREFETCH_DEPTH = flags.DEFINE_integer(
+    "prefetch_depth", DEFAULTS.prefetch_depth, "Layers whose parked pages are on their way while one is computed."
+)
 PREEMPTION = flags.DEFINE_enum(
     "preemption", DEFAULTS.scheduler.preemption, PREEMPTIONS, "What becomes of a preempted sequence's KV."
 )
@@ -228,7 +231,7 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     "sim": (DEVICE, STACK, KERNELS, PIPELINE, LINK_SHARING, LINK_AWARE),
     "": (
         EXECUTOR, MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
-        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS, LINK_UNIT,
+        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS, LINK_UNIT, PREFETCH_DEPTH,
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most

@@ -45,7 +45,7 @@ class TtftBar:
 
 
 @contextmanager
-def _figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
+def figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
     """Axes to draw on; saved as stem.png and stem.pdf afterwards.
 
     Raises:
@@ -61,15 +61,15 @@ def _figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(COLUMN_INCHES, height), layout="constrained", **subplots)
+        drawn_on, axes = pyplot.subplots(figsize=(COLUMN_INCHES, height), layout="constrained", **subplots)
         yield axes
         with writing(stem.parent):
             stem.parent.mkdir(parents=True, exist_ok=True)
         # Without dates in the files the same data gives the same bytes.
         for suffix, undated in (("png", "Software"), ("pdf", "CreationDate")):
-            figure.savefig(drawn := io.BytesIO(), format=suffix, dpi=300, metadata={undated: None})
+            drawn_on.savefig(drawn := io.BytesIO(), format=suffix, dpi=300, metadata={undated: None})
             write_whole(stem.with_suffix(f".{suffix}"), drawn.getvalue())
-        pyplot.close(figure)
+        pyplot.close(drawn_on)
 
 
 def ttft_figure(bars: Sequence[TtftBar], stem: Path, xlabel: str, title: str) -> None:
@@ -85,7 +85,7 @@ def ttft_figure(bars: Sequence[TtftBar], stem: Path, xlabel: str, title: str) ->
     x = range(len(bars))
     prefill, queue = [b.prefill_s for b in bars], [b.queue_s for b in bars]
     share = [100 * b.queue_s / b.ttft_s for b in bars]
-    with _figure(stem, 3.2, nrows=2, sharex=True, height_ratios=(2, 1)) as (top, bottom):
+    with figure(stem, 3.2, nrows=2, sharex=True, height_ratios=(2, 1)) as (top, bottom):
         top.bar(x, prefill, 0.7, label="prefill", edgecolor="black", linewidth=0.4, **PREFILL)
         top.bar(x, queue, 0.7, bottom=prefill, label="queueing", edgecolor="black", linewidth=0.4, **QUEUE)
         for i, bar in enumerate(bars):

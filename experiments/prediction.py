@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.costmodel.step_model import StepModel, StepWork
 from engine.executor.packing import Packer
+from experiments.gates import Gate
 
 METRICS = {"output_throughput": "tok/s", "mean_ttft_ms": "TTFT", "mean_tpot_ms": "TPOT"}
 IDLE = 1e-4  # seconds between steps from which on the device has waited for the host
@@ -135,16 +136,6 @@ def _by_workload(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     for cell in cells:
         groups[cell.workload].append(cell)
     return groups
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A limit, and what was reached."""
-
-    name: str
-    limit: str
-    reached: str
-    passed: bool | None  # None: there was nothing to judge
 
 
 def within(name: str, ratios: Sequence[float], limit: float) -> Gate:

@@ -58,6 +58,7 @@ class Transfer:
     arrays: Any  # at the destination, list of KVBlock: to wait for; None once they have arrived
     num_bytes: int
     submitted: float
+    source: Any = None  # of a copy out, what the device gathers for it: nothing moves before; None once it has
     to_land: Any = None  # the same arrays, of a copy in: to scatter; None once that is dispatched
     done: threading.Event = field(default_factory=threading.Event)
     ok: bool = True
@@ -97,11 +98,15 @@ class Lane:
     def _wait_for(self, transfer: Transfer) -> None:
         transfer.start = max(transfer.submitted, self._free)
         try:
+            if not all(array.is_ready() for array in jax.tree.leaves(transfer.source)):
+                jax.block_until_ready(transfer.source)  # the host runs ahead of the device: this is no time of the link
+                transfer.start = self.clock.now()
+            transfer.source = None
             jax.block_until_ready(transfer.arrays)
         except Exception as error:  # the copy's own failure: reported with it
             logging.warning("a copy of %d bytes failed: %s", transfer.num_bytes, error)
             transfer.ok = False
-        transfer.arrays = None
+        transfer.arrays = transfer.source = None
         due = transfer.start + transfer.num_bytes * self.seconds_per_byte
         time.sleep(max(0.0, due - self.clock.now()))
         transfer.end = self._free = self.clock.now()
@@ -164,7 +169,7 @@ class Transfers:
             self._fail(move, error)
         else:
             self._blocks[move.block] = arrays
-            self._out.start(Transfer(move, arrays, num_bytes, self.clock.now()))
+            self._out.start(Transfer(move, arrays, num_bytes, self.clock.now(), source=gathered))
 
     def fetch(self, move: Move) -> Transfer | None:
         """Starts a block's copy to the device; None when that failed. `land` puts it into the arena."""

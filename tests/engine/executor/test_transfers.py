@@ -1,6 +1,7 @@
 """Blocks on their way: pages come back with the bits they left with, and memory is given back as soon as it can be."""
 
 import gc
+import time
 import weakref
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from engine.clock import WallClock
 from engine.executor.programs import ARENA
-from engine.executor.transfers import PADDING, Transfers, piece_sizes, pieces
+from engine.executor.transfers import PADDING, PIECES, Lane, Transfer, Transfers, piece_sizes, pieces
 from engine.memory.moves import Move
 from engine.models.tensors import device_mesh
 from pallas_kernels import KVArena, KVSpec, init_arena
@@ -93,3 +94,32 @@ def test_a_block_is_let_go_of_when_it_is_scattered_not_when_its_copy_is_accounte
     assert len(arrays) == 2 * 3 and not any(ref() for ref in arrays)
     assert transfers.busy, "the copy has not been accounted"
     assert [c.ok for c in transfers.take_ended()] == [True]
+
+
+class Late:
+    """An array that the device computes after so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.due = time.monotonic() + seconds
+
+    def is_ready(self) -> bool:
+        return time.monotonic() >= self.due
+
+    def block_until_ready(self) -> None:
+        time.sleep(max(0.0, self.due - time.monotonic()))
+
+
+def test_a_copy_begins_when_the_device_has_gathered_it_not_when_it_was_dispatched():
+    """Dispatched together, gathered after 0.2 s: the link is free until then, so the first copy takes the 0.1 s of its
+    bytes from there on, and the second follows it. A policy that learned the link's rate from the time since dispatch
+    would take it for a slow one, and a paced link would be faster than its pace."""
+    clock = WallClock()
+    lane = Lane("out", clock, 1e-6)  # 1,000 bytes/s
+    start = clock.now()
+    for source in (Late(0.2), Late(0.2)):
+        lane.start(Transfer(Move(True, 0, 0, np.zeros(1, np.int32)), Late(0.2), 100, start, source=source))
+    first, second = list(lane.in_flight)
+    assert second.done.wait(10)
+    assert first.start - start >= 0.2 and first.end - first.start >= 0.1
+    assert second.start == first.end and second.end - second.start >= 0.1
+    assert first.source is None and second.source is None
