@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from engine.clock import WallClock
 from engine.executor.programs import ARENA
-from engine.executor.transfers import PADDING, PIECES, Lane, Transfer, Transfers, piece_sizes, pieces
+from engine.executor.transfers import PADDING, Lane, Transfer, Transfers, piece_sizes, pieces
 from engine.memory.moves import Move
 from engine.models.tensors import device_mesh
 from pallas_kernels import KVArena, KVSpec, init_arena
