@@ -209,12 +209,18 @@ class LayerKV(BasePolicy):
         elif mode != "hidden" and np.isfinite(hidden):
             hidden = 0
         allowed = self.foresight.allowed(self._now, away)
-        urgent = (allowed >= 0) & (allowed < self.knobs.tpot_slo) & (mode != "never")
+        urgent = (allowed >= 0) & (allowed < self._stake()) & (mode != "never")
         order = np.lexsort((self._turn[away], ~urgent))
         order = order[urgent[order] | (total[order] <= hidden)]
         fits = np.cumsum(need[order]) <= self.store.transient_pages
         taken = order[fits & (urgent[order] | (np.cumsum(total[order]) <= hidden))]
         return away[np.sort(taken)]
+
+    def _stake(self) -> float:
+        """Seconds of slack below which a parked sequence is streamed: it must not lose its objective, nor hold up the
+        prompt that waits."""
+        waiting = self.state.waiting
+        return self.knobs.tpot_slo + (self.foresight.times.prefill(waiting.head.num_tokens) if waiting else 0.0)
 
     def _hidden_pages(self, slots: np.ndarray) -> float:
         """Pages that the link brings while these sequences decode."""
