@@ -220,9 +220,7 @@ def host_tier_note(config: EngineConfig, page_bytes: int, layers: int) -> str:
     return f"{pages:,} pages: sequences of up to {pages // layers * size:,} tokens" if host_bytes else ""
 
 
-def _context(
-    config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int, streams: bool
-) -> tuple[int, str]:
+def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int, streams: bool) -> tuple[int, str]:
     """Tokens of the longest sequence that a pool of `pages` holds, and why they are less than the model's. `streams`:
     with pages to stream one of its layers through, as if it had one more."""
     size, parts = config.cache.page_size, layers + streams

@@ -78,7 +78,8 @@ def test_rates_follow_a_rule_that_knows_the_baseline_only(parsed):
 def test_the_paper_program_writes_the_same_data_again(tmp_path):
     """From kept points and from none; a place per context and rate, with a cell per policy."""
     small = (
-        "--setup=Llama2-7B", "--prompt_tokens=64", "--num_requests=3", "--output_tokens=4", "--seeds=2", "--processes=1",
+        "--setup=Llama2-7B", "--prompt_tokens=64", "--num_requests=3", "--output_tokens=4", "--seeds=2",
+        "--processes=1",
     )  # fmt: skip
     for out, kept in (("a", "kept"), ("b", "kept"), ("c", "new")):
         code, stdout, stderr = programs.run("paper_layerkv", *small, f"--out={out}", f"--kept={kept}", cwd=tmp_path)

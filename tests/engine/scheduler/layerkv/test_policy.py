@@ -262,5 +262,5 @@ def test_whole_requests_are_parked_for_a_prompt_and_come_back_first_come():
 
 def test_more_layers_than_the_model_has_cannot_stay():
     """One line, when the engine is made."""
-    with pytest.raises(ConfigError, match="^layerkv retained_layers=4: the model has 3$"):
+    with pytest.raises(ConfigError, match=r"^layerkv retained_layers=4: the model has 3$"):
         desk(knobs={"retained_layers": 4})
