@@ -59,6 +59,7 @@ def draw(places: Sequence[Place], model: str, stem: Path) -> None:
                 bottom.plot([p.context for p in own], ratios, line, color=color, markersize=3, linewidth=1, label=label)
         bottom.axhline(1, color="gray", linewidth=0.6)
         bottom.set_yscale("log")
+        bottom.set_ylim(top=400)  # room for the legend
         bottom.set_ylabel("times lower TTFT\n(dotted: no SLO rule)")
         bottom.set_xscale("log", base=2)
         ticks = [p.context for p in here]

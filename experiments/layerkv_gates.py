@@ -1,7 +1,8 @@
 """What issue 5 asks of LayerKV at the scale of its paper (must show 4), judged on summaries. No JAX here.
 
-A *place* is one model at one context length and arrival rate, with a cell per policy. A place is *calm* when under the
-baseline less than half of the mean TTFT is queueing: below the knee.
+A *place* is one model at one context length and arrival rate, with a cell per policy. A place is *calm*, below the
+knee, when its rate is at most 0.9 of what the baseline can complete. (The share of queueing in TTFT does not tell: with
+prompts of seconds it is small under overload, too, and with the shortest ones half of TTFT is the wait for a step.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from experiments.sweep import Cell, mean, throughput_ratio, violations
 BASELINE, LAYERKV, NO_RULE = "vllm_v0", "layerkv", "layerkv, no SLO rule"
 PAPER_CONTEXT, PAPER_RATE = 2048, 1.0  # of the point that the issue gives bands for
 PAPER_TTFT_S = 26.0  # its figure 1 there
+CALM = 0.9  # times capacity
 OVERLOAD = 1.5  # times capacity: as far as violations are judged
 
 
@@ -35,8 +37,7 @@ class Place:
     @property
     def calm(self) -> bool:
         """Below the knee."""
-        first = self.cells[BASELINE]
-        return mean(first, "mean_queue_ms") < 0.5 * mean(first, "mean_ttft_ms")
+        return self.load < CALM + 1e-2  # rates are rounded
 
     @property
     def words(self) -> str:

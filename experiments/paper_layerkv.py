@@ -7,7 +7,8 @@ context lengths at one rate, and over rates at 2,048 tokens. Llama2-7B gets the 
 for the other two models could not be read; ours is fixed here by a rule that knows nothing of LayerKV: the load at
 2,048 tokens, rate over the baseline's capacity, is that of Llama2-7B at 1 request/s. Capacity is what `vllm_v0`
 completes per second when all come at once; rates of the second sweep are shares of it. Objectives are the paper's: TTFT
-3 s, TPOT 200 ms. A place where a request alone misses them is marked infeasible.
+3 s, TPOT 200 ms. A place where a request alone misses them is marked infeasible; where that is so at 2,048 tokens,
+rates are swept at the longest feasible context, too.
 
 Prints a table per place, then the gates of issue 5 as passed or missed. Writes layerkv_paper.json, tables.txt and
 ttft.png / .pdf, which are the same bytes whenever the same code runs, and environment.json under --out; ends with one
@@ -57,12 +58,13 @@ class Setup:
     name: str
     model: str
     tensor: int
+    shortest: int  # tokens of the shortest prompts that it serves here: shorter ones are far below its knee
 
 
 SETUPS = (
-    Setup("Llama2-7B", "experiments.paper_models:LLAMA2_7B_32K", 1),
-    Setup("Yi-34B", "yi-34b-200k", 2),
-    Setup("Llama3.1-70B", "llama3.1-70b", 4),
+    Setup("Llama2-7B", "experiments.paper_models:LLAMA2_7B_32K", 1, 1),
+    Setup("Yi-34B", "yi-34b-200k", 2, 512),
+    Setup("Llama3.1-70B", "llama3.1-70b", 4, 512),
 )
 WHICH = flags.DEFINE_multi_enum("setup", [s.name for s in SETUPS], [s.name for s in SETUPS], "Models.")
 POLICIES = {
@@ -97,15 +99,15 @@ def setups() -> list[Setup]:
     return [setup for setup in SETUPS if setup.name in WHICH.value]
 
 
-def contexts() -> list[int]:
-    """Those of --prompt_tokens, with the one that rates are swept at."""
-    return sorted({PAPER_CONTEXT, *CONTEXTS.value})
+def contexts(setup: Setup) -> list[int]:
+    """Those of --prompt_tokens that a setup serves, with the one that rates are swept at."""
+    return sorted({PAPER_CONTEXT, *(c for c in CONTEXTS.value if c >= setup.shortest)})
 
 
 def measure_capacities() -> tuple[Capacities, Capacities]:
     """By (setup, context), under the baseline: requests/s when all come at once, and milliseconds to the first token of
     a request that is alone. The paper's point is always among them."""
-    places = [(setup, context) for setup in setups() for context in contexts()]
+    places = [(setup, context) for setup in setups() for context in contexts(setup)]
     places = list(dict.fromkeys([(SETUPS[0], PAPER_CONTEXT), *places]))
     runs = {}
     for setup, context in places:
@@ -116,15 +118,16 @@ def measure_capacities() -> tuple[Capacities, Capacities]:
     return capacity, {(s.name, c): mean(cells[s.name, c, "alone"], "mean_ttft_ms") for s, c in places}
 
 
-def rates(capacity: Capacities) -> dict[str, dict[int, list[float]]]:
+def rates(capacity: Capacities, alone: Capacities) -> dict[str, dict[int, list[float]]]:
     """By setup and context: the rates to run."""
     reference = capacity[SETUPS[0].name, PAPER_CONTEXT]
     found: dict[str, dict[int, list[float]]] = {}
     for setup in setups():
-        here = capacity[setup.name, PAPER_CONTEXT]
-        own = rounded_rate(PAPER_RATE * here / reference)
-        found[setup.name] = {context: [own] for context in contexts()}
-        found[setup.name][PAPER_CONTEXT] += [rounded_rate(load * here) for load in LOADS]
+        own = rounded_rate(PAPER_RATE * capacity[setup.name, PAPER_CONTEXT] / reference)
+        found[setup.name] = {context: [own] for context in contexts(setup)}
+        feasible = [c for c in contexts(setup) if c <= PAPER_CONTEXT and alone[setup.name, c] <= SLO_TTFT_MS]
+        for context in {PAPER_CONTEXT, max(feasible, default=PAPER_CONTEXT)}:
+            found[setup.name][context] += [rounded_rate(load * capacity[setup.name, context]) for load in LOADS]
     return found
 
 
@@ -138,7 +141,7 @@ def run_places() -> list[Place]:
     capacity, alone = measure_capacities()
     runs, places = {}, []
     for setup in setups():
-        for context, own in rates(capacity)[setup.name].items():
+        for context, own in rates(capacity, alone)[setup.name].items():
             for rate in dict.fromkeys(own):
                 places.append((setup, context, rate))
                 for policy in POLICIES:

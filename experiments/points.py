@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -134,7 +135,7 @@ def _results(points: Sequence[Point], chosen: list[int], processes: int) -> Iter
             yield i, _attempt(points[i])
         return
     context = multiprocessing.get_context("spawn")  # a fork would take over locks of threads that it does not have
-    with ProcessPoolExecutor(min(processes, len(chosen)), context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(min(processes, len(chosen)), context, initializer=_begin_process) as pool:
         futures: dict[Future, int] = {pool.submit(_attempt, points[i]): i for i in chosen}
         try:
             for future in as_completed(futures):
@@ -153,6 +154,15 @@ def _attempt(point: Point) -> dict[str, Any] | str:
         return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _quiet() -> None:
-    """The notes of an engine would come once per point."""
+def _begin_process() -> None:
+    """Of a worker: it ends when the program is killed, and an engine's notes, which would come once per point, are left
+    out."""
     logging.set_verbosity(logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

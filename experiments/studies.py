@@ -120,7 +120,7 @@ PRESSURE = (
 add(Study("leave_one_out", "LayerKV with one mechanism replaced", _leave_one_out(), PRESSURE))
 add(Study("add_one_in", "one mechanism of LayerKV, all others replaced", _add_one_in(), PRESSURE))
 
-VARIED = "synthetic:num=100,rate={},prompt=fixed:2048,output={}"
+VARIED = "synthetic:num=100,rate={},prompt=fixed:2048,output={},max_output=2000"
 add(
     Study(
         "lengths",
@@ -137,10 +137,16 @@ add(
             NO_RULE,
             V0,
         ),
-        tuple(
-            Load(f"outputs {output}, {rate}/s", VARIED.format(rate, output), "max_context=6144")
-            for output in ("uniform:50:850", "lognormal:450:900")
-            for rate in ("1", "1.3")
+        (
+            *(
+                Load(f"outputs {output}, {rate}/s", VARIED.format(rate, output), "max_context=4048")
+                for output in ("uniform:50:850", "lognormal:450:900")
+                for rate in ("0.8", "1")
+            ),
+            *(
+                Load(f"ShareGPT lengths, {rate}/s", f"sharegpt-like:num=400,rate={rate}", "max_context=5760")
+                for rate in (4, 5)
+            ),
         ),
     )
 )
@@ -163,7 +169,7 @@ add(
     )
 )
 # Requests/s at 1.2 times what vllm_v0 completes when all come at once, by prompt length (`paper_layerkv` measures it).
-AT_LOAD = {128: 4.0, 256: 3.2, 512: 2.3, 1024: 1.5, 2048: 0.9, 4096: 0.5, 8192: 0.26, 16384: 0.13}
+AT_LOAD = {128: 4.0, 256: 3.22, 512: 2.16, 1024: 1.31, 2048: 0.726, 4096: 0.38, 8192: 0.198, 16384: 0.0961}
 add(
     Study(
         "prompt",
@@ -221,12 +227,12 @@ def _combinations() -> tuple[Case, ...]:
     )
 
 
-MIXED = "synthetic:num=100,rate=1,prompt=lognormal:2048:4096,output=uniform:100:800,max_prompt=8192,priorities=3"
+MIXED = "synthetic:num=100,rate=0.8,prompt=lognormal:2048:4096,output=uniform:100:800,max_prompt=8192,priorities=3"
 add(
     Study(
         "combinations",
         "how prompts are computed, whose turn it is, what preemption does, without and with LayerKV",
         _combinations(),
-        (Load("mixed lengths and priorities, 1/s", MIXED, "max_context=8992"),),
+        (Load("mixed lengths and priorities, 0.8/s", MIXED, "max_context=8992"),),
     )
 )

@@ -68,27 +68,28 @@ def parsed():
 def test_rates_follow_a_rule_that_knows_the_baseline_only(parsed):
     """The load of every model at 2,048 tokens is that of Llama2-7B at 1 request/s, 1 / 0.8; then shares of capacity."""
     names = [setup.name for setup in paper_layerkv.SETUPS]
-    capacity = {(name, context): 9.9 for name in names for context in paper_layerkv.contexts()}
+    capacity = {(s.name, c): 10.0 for s in paper_layerkv.SETUPS for c in paper_layerkv.contexts(s)}
     capacity |= {(names[0], 2048): 0.8, (names[1], 2048): 0.4, (names[2], 2048): 0.2}
-    found = paper_layerkv.rates(capacity)
+    alone = {(name, context): float(context) for name, context in capacity}
+    alone[names[2], 2048] = 3001.0
+    found = paper_layerkv.rates(capacity, alone)
     assert [found[name][512] for name in names] == [[1.0], [0.5], [0.25]]
-    assert found[names[1]][2048] == [0.5, 0.1, 0.2, 0.3, 0.36, 0.4, 0.44, 0.5, 0.6]
+    assert found[names[1]][2048] == [0.5, 0.1, 0.2, 0.3, 0.36, 0.4, 0.44, 0.5, 0.6] and found[names[1]][1024] == [0.5]
+    assert found[names[2]][1024] == [0.25, 2.5, 5, 7.5, 9, 10, 11, 12.5, 15] and len(found[names[2]][2048]) == 9
 
 
 def test_the_paper_program_writes_the_same_data_again(tmp_path):
-    """From kept points and from none; a place per context and rate, with a cell per policy."""
+    """From points that are kept, too; a place per context and rate, with a cell per policy."""
     small = (
-        "--setup=Llama2-7B", "--prompt_tokens=64", "--num_requests=3", "--output_tokens=4", "--seeds=2",
-        "--processes=1",
-    )  # fmt: skip
-    for out, kept in (("a", "kept"), ("b", "kept"), ("c", "new")):
-        code, stdout, stderr = programs.run("paper_layerkv", *small, f"--out={out}", f"--kept={kept}", cwd=tmp_path)
+        "--setup=Llama2-7B --prompt_tokens=64 --num_requests=3 --output_tokens=4 --seeds=2 --processes=1 --kept=kept"
+    )
+    for out in ("a", "b"):
+        code, stdout, stderr = programs.run("paper_layerkv", *small.split(), f"--out={out}", cwd=tmp_path)
         assert code == 0, stderr
     line = json.loads(stdout.splitlines()[-1])
     assert line["bench"] == "layerkv_paper" and line["gates"]["TTFT of layerkv at 2048 tokens, 1/s"] in (True, False)
     for name in ("layerkv_paper.json", "tables.txt", "ttft.png"):
-        data = {out: (tmp_path / out / name).read_bytes() for out in "abc"}
-        assert data["a"] == data["b"] == data["c"]
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     record = json.loads((tmp_path / "a/layerkv_paper.json").read_text())
     assert {place["context"] for place in record["places"]} == {64, 2048}
     for place in record["places"]:

@@ -1,6 +1,7 @@
 """Simulated runs as values: an interrupted sweep goes on, a failure says why, the same point gives the same bytes."""
 
 import json
+import time
 
 import pytest
 
@@ -144,3 +145,14 @@ def test_processes_give_what_one_gives(tmp_path):
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == json.loads(json.dumps(sorted(run_points(POINTS, 1))))
     assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_a_killed_sweep_leaves_no_process_behind(tmp_path):
+    """Workers hold its pipes: `communicate` would wait for them."""
+    flags = ("--study=page_size", "--processes=2", "--kept=kept", "--out=out")
+    process = programs.start("ablate", *flags, cwd=tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("kept/*.json")):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (tmp_path / "out/page_size.json").exists() and list(tmp_path.glob("kept/*.json"))

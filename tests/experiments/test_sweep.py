@@ -62,11 +62,10 @@ def test_the_papers_point():
 
 
 def test_only_calm_places_are_below_the_knee():
-    calm = place(vllm_v0=cell(1000.0, queue=490.0), layerkv=cell(1090.0))
-    stormy = place(vllm_v0=cell(1000.0, queue=510.0), layerkv=cell(9000.0))
+    calm, stormy = place(load=0.9, layerkv=cell(1090.0)), place(load=0.95, layerkv=cell(9000.0))
     assert calm.calm and not stormy.calm
     assert judged(calm, stormy)["TTFT below the knee"].passed
-    worse = place(context=512, vllm_v0=cell(1000.0), layerkv=cell(1110.0))
+    worse = place(load=0.5, context=512, layerkv=cell(1110.0))
     gate = judged(calm, worse)["TTFT below the knee"]
     assert gate.passed is False and gate.reached == "1.09 to 1.11 at 2 places, most at 7B at 512, 1/s"
     assert judged(stormy)["TTFT below the knee"].passed is None
