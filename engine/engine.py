@@ -72,7 +72,12 @@ class Engine:
         self.source = source  # directory or preset, for messages
         self.model_config, self.config, self.memory = model, config, memory
         self.store, self.executor, self.clock, self.tokenizer = store, executor, clock, tokenizer
-        self.state = SchedulerState(store, config.scheduler.order, memory.page_bytes * config.tensor)
+        self.state = SchedulerState(
+            store,
+            config.scheduler.order,
+            memory.page_bytes * config.tensor,
+            None if config.sim.pipeline > 1 else getattr(executor, "cost", None),
+        )
         self.policy = make_policy(config.scheduler, self.state, memory.max_batched_tokens)
         self.step_log: deque[StepRecord] = deque(maxlen=STEP_LOG)  # `popleft` after each step to see them all
         self.compiled: list[tuple[str, float]] = []

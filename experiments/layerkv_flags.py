@@ -36,7 +36,11 @@ LAYERKV: tuple[flags.FlagHolder, ...] = (
     _integer("retained_layers", "So many layers, whatever the rule says."),
     _enum("pattern", PATTERNS, "Which layers are parked."),
     _bool("overlap", "False: nothing is computed after a prefill until its copies have landed."),
-    _enum("stream", STREAMS, "Parked rows that decode: those that must, also those that hide under the step, all that fit, or none."),
+    _enum(
+        "stream",
+        STREAMS,
+        "Parked rows that decode: those that must, also those that hide under the step, all that fit, or none.",
+    ),
     _integer("append_pages", "Full pages of a parked layer that gather on the device before they follow to the host."),
     _bool("slo_rule", "False: prompts are admitted whatever becomes of running requests."),
     _float("tpot_slo", "Seconds per output token that running requests may take on average."),

@@ -307,7 +307,8 @@ class ParkingStore(PagedStore):
 
     def take_deltas(self) -> np.ndarray:
         """See `PagedStore`: these too say what holds now."""
-        deltas, homecomings, self._homecomings = [super().take_deltas()], self._homecomings, []
+        grown = super().take_deltas()
+        deltas, homecomings, self._homecomings = [grown[grown[:, 3] > 0]], self._homecomings, []  # not what is away
         for layer, slot, a, b in homecomings:
             delta = np.empty((b - a, 4), np.int32)
             delta[:, :2], delta[:, 2], delta[:, 3] = (layer, slot), np.arange(a, b), self.table[slot, layer, a:b]

@@ -32,10 +32,11 @@ class SchedulerState:
     next step can be planned while this one runs. Values, stop tokens and outputs arrive later, with `Engine._account`.
     """
 
-    def __init__(self, store: KVStore, order: str = "fcfs", page_bytes: int = 0):
-        """`page_bytes`: of a page, all devices together, as copies count them."""
+    def __init__(self, store: KVStore, order: str = "fcfs", page_bytes: int = 0, cost: Any = None):
+        """`page_bytes`: of a page, all devices together, as copies count them. `cost`: a StepModel, for policies that
+        are told to believe one."""
         n = store.num_slots
-        self.store, self.page_bytes = store, page_bytes
+        self.store, self.page_bytes, self.cost = store, page_bytes, cost
         self.waiting = RequestQueue(order)
         self.swapped = RequestQueue(order)  # preempted with their KV on the host
         self.running = np.empty(0, np.int32)  # slots, oldest admission first

@@ -25,9 +25,9 @@ class LayerKVConfig:
 
     layerwise: bool = True  # False: a request is admitted when all its layers fit, as by a request-level allocator
     chunked: bool = False  # True: prompts are computed in chunks under the token budget, beside decodes
-    retain: str = (
-        "spare"  # how many layers: at least x of Eqs 3-4, more while pages are free | minimum: x | other rules
-    )
+    # How many layers a new request keeps: spare: x of Eqs 3-4, and more while pages are free | minimum: x | select_n,
+    # orbitflow: by what its decode steps can fetch (`retention.py`).
+    retain: str = "spare"
     retained_layers: int | None = None  # so many, whatever the rule says
     pattern: str = "interleave"  # which layers
     overlap: bool = True  # False: nothing is computed after a prefill until its copies have landed

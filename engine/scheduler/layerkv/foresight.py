@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.errors import ConfigError
 from engine.memory.moves import Copy
 from engine.request import Request
 from engine.scheduler.layerkv.config import LayerKVConfig
 from engine.scheduler.layerkv.lengths import LENGTHS
+from engine.scheduler.layerkv.model_times import ModelTimes
 from engine.scheduler.layerkv.slo import allowed_prefill, budget
 from engine.scheduler.layerkv.step_times import LinkRate, StepTimes, features
 from engine.scheduler.policy import Observed
@@ -25,7 +27,14 @@ class Foresight:
 
     def __init__(self, config: LayerKVConfig, state: SchedulerState):
         self.config, self.state = config, state
-        self.times, self.link = StepTimes(), LinkRate()
+        self.times: StepTimes | ModelTimes = StepTimes()
+        if config.times == "model":
+            if state.cost is None:
+                raise ConfigError(
+                    "layerkv_times=model asks a cost model: set executor=sim and pipeline=1, or times=online"
+                )
+            self.times = ModelTimes(state.cost)
+        self.link = LinkRate()
         given = {"quantile": (config.length_quantile,), "bucket": (config.length_accuracy,)}
         self.lengths = LENGTHS[config.lengths](*given.get(config.lengths, ()))
         self._recent: list[float] = []  # seconds of the last decode steps

@@ -15,8 +15,8 @@ import numpy as np
 from engine.scheduler.layerkv.hashing import uniform
 from engine.scheduler.layerkv.retention import find_pattern
 
-Mask = list[bool]  # by layer, True = parked
-Choice = Callable[[Mask], int]  # of a mask: the layer that moves next
+Mask = bytes  # one of these by layer
+RETAINED, PARKED = b"\0", b"\1"
 
 
 def order_out(parked: np.ndarray, pattern: str) -> tuple[int, ...]:
@@ -45,32 +45,32 @@ def order_home(parked: np.ndarray, pattern: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _order_out(parked: bytes, pattern: str) -> tuple[int, ...]:
+def _order_out(mask: Mask, pattern: str) -> tuple[int, ...]:
     find_pattern(pattern)
-    mask = [bool(p) for p in parked]
     if pattern in FIXED:
         return tuple(layer for layer in FIXED[pattern](len(mask)) if not mask[layer])
-    return _order(mask, _spread_out, mask.count(False), True)
+    return _order(mask, _spread_out, mask.count(RETAINED), PARKED)
 
 
 @lru_cache(maxsize=4096)
-def _order_home(parked: bytes, pattern: str) -> tuple[int, ...]:
+def _order_home(mask: Mask, pattern: str) -> tuple[int, ...]:
     find_pattern(pattern)
-    mask = [bool(p) for p in parked]
     if pattern in FIXED:
         return tuple(layer for layer in reversed(FIXED[pattern](len(mask))) if mask[layer])
-    return _order(mask, _break_run, mask.count(True), False)
+    return _order(mask, _break_run, mask.count(PARKED), RETAINED)
 
 
-def _order(mask: Mask, choose: Choice, count: int, parks: bool) -> tuple[int, ...]:
-    """`choose`, as often as told, of masks that its own choices have changed."""
+def _order(mask: Mask, choose: Callable[[Mask], int], count: int, becomes: Mask) -> tuple[int, ...]:
+    """What `choose` says, as often as told, of masks that its own choices have changed."""
     chosen = []
     for _ in range(count):
-        chosen.append(choose(mask))
-        mask[chosen[-1]] = parks
+        layer = choose(mask)
+        mask = mask[:layer] + becomes + mask[layer + 1 :]
+        chosen.append(layer)
     return tuple(chosen)
 
 
+@lru_cache(maxsize=16384)
 def _spread_out(mask: Mask) -> int:
     """The retained layer that leaves next; see `order_out`."""
     before, after = _both_ways(_parked_before, mask)
@@ -83,6 +83,7 @@ def _spread_out(mask: Mask) -> int:
     return min((i for i, parked in enumerate(mask) if not parked), key=key)
 
 
+@lru_cache(maxsize=16384)
 def _break_run(mask: Mask) -> int:
     """The parked layer that comes home next; see `order_home`."""
     before, after = _both_ways(_parked_before, mask)

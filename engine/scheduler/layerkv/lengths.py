@@ -46,12 +46,12 @@ class Quantile:
                 f"quantile needs 0 <= q <= 1 and min_samples >= 1, got q={q} and min_samples={min_samples}"
             )
         self.q, self.min_samples = q, min_samples
-        self._lengths, self._sorted, self._version = Window(CAPACITY, 1), np.empty(0), 0
+        self._lengths, self._sorted, self._learned = Window(CAPACITY, 1), np.empty(0), 0
 
     def remaining(self, produced: np.ndarray, truth: np.ndarray, number: np.ndarray) -> np.ndarray:
         """See `LengthPredictor`; 1 where no output was longer."""
-        if self._version != self._lengths.version:
-            self._version, self._sorted = self._lengths.version, np.sort(self._lengths.rows[:, 0])
+        if self._learned != self._lengths.count:
+            self._learned, self._sorted = self._lengths.count, np.sort(self._lengths.rows[:, 0])
         lengths, n = self._sorted, len(self._sorted)
         if n < self.min_samples:
             return np.ones(len(produced))

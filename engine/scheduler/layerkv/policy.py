@@ -25,7 +25,12 @@ from engine.scheduler.base import BasePolicy
 from engine.scheduler.layerkv.forecast import Watermarks, forecast
 from engine.scheduler.layerkv.foresight import Foresight
 from engine.scheduler.layerkv.residency import Residency
-from engine.scheduler.layerkv.retention import num_retained, parked_layers
+from engine.scheduler.layerkv.retention import (
+    num_retained,
+    num_retained_by_deadline,
+    num_retained_by_interval,
+    parked_layers,
+)
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.policy import Observed, register_policy
 from engine.scheduler.state import NOBODY, SchedulerState
@@ -190,7 +195,13 @@ class LayerKV(BasePolicy):
         if knobs.retained_layers is not None:
             return min(knobs.retained_layers, layers), min(knobs.retained_layers, layers)
         copy = self.foresight.link.seconds_per_byte * self.state.page_bytes * (num_tokens // self.store.page_size)
-        fewest = num_retained(self.foresight.times.prefill(num_tokens), copy, layers)
+        if knobs.retain == "select_n":
+            seconds = self.foresight.decode_seconds(self.state.decodable())
+            fewest = num_retained_by_interval(seconds, copy, layers)
+        elif knobs.retain == "orbitflow":
+            fewest = num_retained_by_deadline(knobs.tpot_slo, copy, layers)
+        else:
+            fewest = num_retained(self.foresight.times.prefill(num_tokens), copy, layers)
         return fewest, layers if knobs.retain == "spare" else fewest
 
     @property

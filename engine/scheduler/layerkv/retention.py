@@ -30,12 +30,38 @@ def num_retained(prefill_seconds: float, copy_seconds_per_layer: float, num_laye
         )
     if num_layers * copy_seconds_per_layer <= prefill_seconds:
         return 0
-    parked = min(int(prefill_seconds // copy_seconds_per_layer), num_layers - 1)
-    while parked and parked * copy_seconds_per_layer > prefill_seconds:  # the quotient and the product round apart
-        parked -= 1
-    while (parked + 1) * copy_seconds_per_layer <= prefill_seconds:
+    parked = int(prefill_seconds // copy_seconds_per_layer)
+    if (parked + 1) * copy_seconds_per_layer <= prefill_seconds:  # the product may round down, the quotient is exact
         parked += 1
     return num_layers - parked
+
+
+def num_retained_by_interval(decode_seconds: float, copy_seconds_per_layer: float, num_layers: int) -> int:
+    """How many layers stay when one in every k is parked, k >= 1 the smallest for which a layer is fetched while k
+    layers decode: x = L - floor(L / k). Select-N (arXiv 2502.08182) chooses its interval so, by measured latencies; the
+    arithmetic is ours. `decode_seconds`: of a step, all layers. With the pattern `interval` and all parked rows
+    streamed.
+
+    Raises:
+      ValueError: a negative time.
+    """
+    if not (decode_seconds >= 0 and copy_seconds_per_layer >= 0):
+        raise ValueError(f"times must be >= 0, got decode {decode_seconds} s, copy {copy_seconds_per_layer} s a layer")
+    if copy_seconds_per_layer * num_layers <= decode_seconds:
+        return 0
+    interval = copy_seconds_per_layer * num_layers / decode_seconds if decode_seconds else np.inf
+    return num_layers - int(num_layers // np.ceil(interval))
+
+
+def num_retained_by_deadline(tpot_slo: float, copy_seconds_per_layer: float, num_layers: int) -> int:
+    """The fewest layers that stay so that the others are fetched within the objective for a token, seconds: what
+    OrbitFlow (deadline-aware placement of KV) solves for all requests at each step, here for one when it is admitted
+    (ours). With all parked rows streamed.
+
+    Raises:
+      ValueError: a negative time.
+    """
+    return num_retained(tpot_slo, copy_seconds_per_layer, num_layers)
 
 
 @cache

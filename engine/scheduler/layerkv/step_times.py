@@ -14,7 +14,6 @@ from engine.scheduler.layerkv.window import Window
 from engine.scheduler.plan import Plan
 
 NUM_FEATURES = 5  # of a step: 1, prefill tokens, attended prefill pairs, decode rows, decode kv tokens
-OF_DECODES = [0, 3, 4]  # those that a step without prefill tokens can have
 MAX_STEPS = 256  # of each kind that count
 MAX_COPIES = 64
 
@@ -41,11 +40,11 @@ def _pairs(start: int, new: int) -> float:
 
 class StepTimes:
     """Seconds of steps, fitted to the last 256 that prefilled and, apart from them, the last 256 that did not: long
-    decodes do not push out the few prefills. What it predicts follows from the samples it holds, nothing else (ours).
+    decodes do not push out the few prefills (ours). What it predicts follows from the samples alone; see `LinearFit`.
     """
 
     def __init__(self) -> None:
-        self._prefills, self._decodes = LinearFit(NUM_FEATURES, MAX_STEPS), LinearFit(len(OF_DECODES), MAX_STEPS)
+        self._prefills, self._decodes = LinearFit(NUM_FEATURES, MAX_STEPS), LinearFit(NUM_FEATURES, MAX_STEPS)
 
     def observe(self, features: np.ndarray, seconds: np.ndarray) -> None:
         """Takes in steps with these `features` [k, 5] that took `seconds` [k].
@@ -53,13 +52,15 @@ class StepTimes:
         Raises:
           ValueError: a step that took no time.
         """
-        if not (seconds > 0).all():
-            raise ValueError(f"a step must take more than 0 s, got {seconds.min()} s")
-        prefills = features[:, 1] > 0
-        if prefills.any():
-            self._prefills.observe(features[prefills], seconds[prefills])
-        if not prefills.all():
-            self._decodes.observe(features[~prefills][:, OF_DECODES], seconds[~prefills])
+        if not (shortest := np.minimum.reduce(seconds, initial=np.inf)) > 0:
+            raise ValueError(f"a step must take more than 0 s, got {shortest} s")
+        prefills = np.count_nonzero(features[:, 1])
+        if prefills in (0, len(seconds)):  # nearly always
+            (self._prefills if prefills else self._decodes).observe(features, seconds)
+        else:
+            mine = features[:, 1] > 0
+            self._prefills.observe(features[mine], seconds[mine])
+            self._decodes.observe(features[~mine], seconds[~mine])
 
     def prefill(self, tokens: int, start: int = 0) -> float:
         """Seconds of a step that prefills `tokens` tokens behind `start` cached ones; 0.0 before one was seen."""
@@ -68,7 +69,7 @@ class StepTimes:
     def decode(self, rows: int, kv_tokens: int) -> float:
         """Seconds of a step that decodes `rows` sequences with `kv_tokens` tokens between them, those it writes
         included; 0.0 before one was seen."""
-        return self._decodes.predict(1, rows, kv_tokens)
+        return self._decodes.predict(1, 0, 0, rows, kv_tokens)
 
 
 class LinkRate:
@@ -80,7 +81,7 @@ class LinkRate:
 
     def __init__(self) -> None:
         self._copies = Window(MAX_COPIES, 2)
-        self._rate, self._version = 0.0, 0
+        self._rate, self._seen = 0.0, 0
 
     def observe(self, num_bytes: ArrayLike, seconds: ArrayLike) -> None:
         """Takes in copies, one or [k] of them.
@@ -105,8 +106,8 @@ class LinkRate:
         return 1 / rate if rate else 0.0
 
     def _bytes_per_second(self) -> float:
-        if self._version != self._copies.version:
-            self._version, (sizes, seconds) = self._copies.version, self._copies.rows.T
+        if self._seen != self._copies.count:
+            self._seen, (sizes, seconds) = self._copies.count, self._copies.rows.T
             large = sizes >= np.sort(sizes)[(len(sizes) - 1) // 2]
             rates = np.sort(sizes[large] / seconds[large])
             self._rate = float(rates[int(0.75 * (len(rates) - 1))])

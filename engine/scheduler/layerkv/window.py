@@ -6,21 +6,21 @@ import numpy as np
 
 
 class Window:
-    """Rows of `width` numbers, the last `capacity` of them. `version` counts pushes, for those who keep results."""
+    """Rows of `width` numbers, the last `capacity` of them. `count` says how many there have been."""
 
     def __init__(self, capacity: int, width: int):
-        self.capacity, self.version = capacity, 0
+        self.capacity, self.count = capacity, 0
         self._rows, self._end = np.empty((2 * capacity, width)), 0
 
     def push(self, rows: np.ndarray) -> None:
         """Adds rows [k, width], the newest last."""
+        self.count += len(rows)
         rows = rows[-self.capacity :]
         if self._end + len(rows) > len(self._rows):  # once in at least `capacity` rows
             held = self.rows.copy()
             self._rows[: len(held)], self._end = held, len(held)
         self._rows[self._end : self._end + len(rows)] = rows
         self._end += len(rows)
-        self.version += 1
 
     @property
     def rows(self) -> np.ndarray:
