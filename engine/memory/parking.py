@@ -41,6 +41,20 @@ class Leaving:
     landed: bool = False
 
 
+Part = tuple[int, int, int]  # of a block: offset, pages, the first transient page that they go to
+Wanted = tuple[int, tuple[Part, ...]]  # pages in the block, and what is wanted of them
+
+
+def _stream_rows(slots: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+    """Rows of a `Stream` over those of `slots` [n] whose [a, b) in `ranges` [n, 2] is not empty."""
+    sizes = ranges[:, 1] - ranges[:, 0]
+    some = np.flatnonzero(sizes)
+    size = sizes[some]
+    rows = np.empty((len(some), 4), np.int32)
+    rows[:, 0], rows[:, 1:3], rows[:, 3] = slots[some], ranges[some], np.cumsum(size) - size
+    return rows
+
+
 class ParkingStore(PagedStore):
     """A paged store with a host tier and `transient_pages` pages to stream one layer of a step's rows through."""
 
@@ -78,8 +92,9 @@ class ParkingStore(PagedStore):
         return bool(self._slots) and self.tier.fits(to_host) and self.pool.fits(counts, reserve)
 
     def _needs(self, first: int, num_tokens: int, away: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host."""
-        full, pages = num_tokens // self.page_size, self.pages_for(num_tokens)
+        """Pages from page `first` on that a sequence takes of each layer on the device, int [L], and on the host. It
+        may have more than it needs: what came back from the host is mapped whole."""
+        full, pages = num_tokens // self.page_size, max(self.pages_for(num_tokens), first)
         counts = np.where(away, pages - max(full, first), pages - first)
         return counts, max(full - first, 0) * int(np.count_nonzero(away))
 
@@ -113,7 +128,7 @@ class ParkingStore(PagedStore):
         counts, to_host = self._needs(first, num_tokens, away)
         if not self.tier.fits(to_host):
             raise OutOfPages(f"{to_host} pages do not fit the host tier")
-        pages = self.pages_for(num_tokens)
+        pages = max(self.pages_for(num_tokens), first)
         ids = self.pool.allocate(counts)
         mapped = np.zeros((len(away), pages - first), np.int32)  # away: the zero page
         mapped[np.arange(first, pages) >= pages - counts[:, None]] = ids
@@ -152,9 +167,10 @@ class ParkingStore(PagedStore):
         return len(self._moves[-1].pages)
 
     def is_parked(self, slot: int, layer: int) -> bool:
-        """Whether pages of the layer are on the host, and none is on its way there: `bring_home` may have it."""
+        """Whether pages of the layer are on the host, and none is on its way there or about to be written for it:
+        `bring_home` may have it."""
         a, b = self.parked[slot, layer].tolist()
-        return a < b == self.sent[slot, layer] and not self.unlanded[slot]
+        return a < b == self.sent[slot, layer] and not self.unlanded[slot] and slot not in self._written
 
     def bring_home(self, slot: int, layer: int) -> None:
         """Maps device pages for what is parked of a layer and fetches it.
@@ -187,13 +203,14 @@ class ParkingStore(PagedStore):
             return ()
         if sizes.sum(0).max() > self.transient_pages:
             raise OutOfPages(f"{sizes.sum(0).max()} parked pages of a layer, {self.transient_pages} transient pages")
-        streams = []
+        streams: list[Stream] = []
+        known: dict[bytes, np.ndarray] = {}
+        wanted: dict[Wanted, np.ndarray] = {}
         for layer in np.flatnonzero(sizes.any(0)).tolist():
-            some = np.flatnonzero(sizes[:, layer])
-            size = sizes[some, layer]
-            start = np.cumsum(size) - size
-            rows = np.column_stack([slots[some], ranges[some, layer], start]).astype(np.int32)
-            fetches = self._fetches(layer, rows)
+            key = ranges[:, layer].tobytes()  # most layers are alike
+            if (rows := known.get(key)) is None:
+                rows = known[key] = _stream_rows(slots, ranges[:, layer])
+            fetches = self._fetches(layer, rows, wanted)
             sends = self._written_pages(layer, rows) if self._written else ()
             streams.append(Stream(layer, rows, fetches, sends or self._regather(layer, rows, len(fetches))))
         self._written.clear()
@@ -203,28 +220,33 @@ class ParkingStore(PagedStore):
         """Transient pages that a step over these sequences takes."""
         return int((self.parked[slots, :, 1] - self.parked[slots, :, 0]).sum(0).max(initial=0))
 
-    def _fetches(self, layer: int, rows: np.ndarray) -> tuple[Move, ...]:
-        """Blocks that bring a stream's pages; page i of a block goes to a transient page, counted from the first."""
-        wanted: dict[int, np.ndarray] = {}
+    def _fetches(self, layer: int, rows: np.ndarray, wanted: dict[Wanted, np.ndarray]) -> tuple[Move, ...]:
+        """Blocks that bring a stream's pages; page i of a block goes to a transient page, counted from the first.
+        `wanted`: pages by what is wanted of a block, of the layers before: most layers are alike."""
+        parts: dict[int, list[Part]] = {}
         owners: dict[int, list[Owner]] = {}
         for slot, a, b, start in rows.tolist():
-            owner = self._owners[slot]
+            owner = cast(Owner, self._owners[slot])
             for e in self.tier.extents(owner, layer):
                 if e.start < b:
-                    pages = wanted.setdefault(
-                        e.block, np.full(self.tier.blocks[e.block].num_pages, NOT_WANTED, np.int32)
-                    )
-                    pages[e.offset : e.offset + e.end - e.start] = start - a + np.arange(e.start, e.end)
+                    parts.setdefault(e.block, []).append((e.offset, e.end - e.start, start - a + e.start))
                     owners.setdefault(e.block, []).append(owner)
-        for block in wanted:
+        moves = []
+        for block, of in parts.items():
             self.tier.begin_fetch(block)
-        return tuple(Move(False, i, layer, pages, tuple(owners[i]), transient=True) for i, pages in wanted.items())
+            key = self.tier.blocks[block].num_pages, tuple(of)
+            if (pages := wanted.get(key)) is None:
+                pages = wanted[key] = np.full(key[0], NOT_WANTED, np.int32)
+                for offset, count, first in of:
+                    pages[offset : offset + count] = np.arange(first, first + count)
+            moves.append(Move(False, block, layer, pages, tuple(owners[block]), transient=True))
+        return tuple(moves)
 
     def _written_pages(self, layer: int, rows: np.ndarray) -> tuple[Move, ...]:
         """Has the pages that the step writes into a stream's transient pages leave in one block."""
         parts, pages, leaving = [], [], []
         for slot, a, b, start in rows.tolist():
-            if slot in self._written:
+            if slot in self._written and self.away[slot, layer]:  # other layers may have pages on the host, too
                 first, owner = self._written[slot], cast(Owner, self._owners[slot])
                 parts.append((owner, first, b))
                 pages.append(np.arange(start - a + first, start - a + b, dtype=np.int32))
@@ -241,8 +263,10 @@ class ParkingStore(PagedStore):
         """Has the pages of a stream that took too many blocks leave again in one, from the transient pages where they
         are next to each other now. The step itself fetches the pieces; those that come after the copy has landed fetch
         the new block, and the pieces die with their last reader. (): few enough, one is on its way, or no room."""
+        if num_blocks <= MAX_BLOCKS_PER_FETCH or self.tier.regathering(layer):
+            return ()
         total = int((rows[:, 2] - rows[:, 1]).sum())
-        if num_blocks <= MAX_BLOCKS_PER_FETCH or self.tier.regathering(layer) or not self.tier.fits(total):
+        if not self.tier.fits(total):
             return ()
         parts = [(cast(Owner, self._owners[slot]), a, b) for slot, a, b, _ in rows.tolist()]
         return (Move(True, self.tier.regather(layer, parts), layer, np.arange(total, dtype=np.int32), transient=True),)

@@ -41,7 +41,7 @@ class ParksAtRandom(VllmV0):
                     self.homecomings += 1
                 elif self.rng.random() < self.park:
                     full = int(state.cached[slot]) // store.page_size
-                    store.park(layer, [slot], [owner], [min(full, store._covered(owner, layer) + self.piece)])
+                    store.park(layer, [slot], [owner], [min(full, int(store.sent[slot, layer]) + self.piece)])
         plan = super().plan(now)
         self.streamed += len(plan.streams)
         return plan

@@ -31,15 +31,11 @@ class LayerKVConfig:
     retained_layers: int | None = None  # so many, whatever the rule says
     pattern: str = "interleave"  # which layers
     overlap: bool = True  # False: nothing is computed after a prefill until its copies have landed
-    stream: str = (
-        "urgent"  # parked rows that decode: those that must | also those that hide under the step | all | none
-    )
+    stream: str = "urgent"  # parked rows that decode: those that must | hidden: or cost no time | always | never
     append_pages: int = 1  # full pages of a parked layer that gather on the device before they follow to the host
     slo_rule: bool = True  # False: prompts are admitted whatever becomes of TPOT
     tpot_slo: float = 0.2  # seconds per output token that running requests may take on average
-    lost: str = (
-        "ignore"  # running requests that cannot meet it any more: do not count (ours) | block: as Eq 2 is written
-    )
+    lost: str = "ignore"  # requests that miss it anyway do not count (ours) | block: they do, as Eq 2 is written
     lengths: str = "quantile"  # who foresees output lengths
     length_quantile: float = 0.5
     length_accuracy: float = 0.85  # of `bucket`

@@ -225,7 +225,8 @@ class LayerKV(BasePolicy):
             more, num_preempted = self._from_host(away, at_home, min(spare, self.store.num_free_pages))
             rows = np.concatenate([rows, more])
         while state.swapped and not num_preempted and (slot := self.swap_in()) is not None:
-            rows = np.append(rows, np.int32(slot))
+            if state.cached[slot] >= state.prefill_length[slot]:  # else it goes on with its prompt: `_chunks`
+                rows = np.append(rows, np.int32(slot))
         self._turn[rows] = state.step + 1
         return rows, num_preempted
 

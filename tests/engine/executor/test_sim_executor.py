@@ -71,7 +71,7 @@ def test_a_layer_waits_for_what_it_reads(depth, end):
 def test_what_is_regathered_leaves_behind_its_layer():
     """Layer 0 fetches 256 pages (1 s, 1/16 s to scatter), computes 0.5 s, gathers them (1/16 s), and they leave."""
     e = executor(FlatCost(**ONE_SECOND))
-    stream = Stream(0, np.zeros((1, 4), np.int32), (back(1, 0, 256, True),), out(2, 0, 256, True))
+    stream = Stream(0, np.zeros((1, 4), np.int32), (back(1, 0, 256, True),), (out(2, 0, 256, True),))
     result = e.collect(e.submit(plan(streams=(stream,), positions=[0])))
     assert result.end == 1 + 1 / 16 + 0.5 + 1 / 16 + 0.5
     (copy,) = e.wait_for_copies()

@@ -49,6 +49,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.arena = np.zeros(self.store.arena_pages, MARK)
         self.blocks: dict[int, np.ndarray] = {}  # by id, on the host
         self.copies: list[Copy] = []  # in flight
+        self.regathers: set[int] = set()  # blocks
         self.landed: set[int] = set()  # blocks
 
     def pages_of(self, length: int) -> int:
@@ -79,10 +80,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert slot not in self.open_
         self.open_[slot], self.written[slot], self.sent[slot] = (owner, length), written, 0
 
-    @precondition(lambda self: self.open_)
+    @precondition(lambda self: self.can_grow())
     @rule(data=st.data())
     def grow(self, data):
-        slots = data.draw(st.lists(st.sampled_from(sorted(self.open_)), unique=True, min_size=1))
+        slots = data.draw(st.lists(st.sampled_from(self.can_grow()), unique=True, min_size=1))
         most = PAGES * self.size
         lengths = [min(self.open_[s][1] + data.draw(st.integers(0, 40)), most) for s in slots]
         args = np.array(slots, np.int32), np.array(lengths)
@@ -107,12 +108,16 @@ class StoreMachine(RuleBasedStateMachine):
         del self.open_[slot]
         self.arriving.discard(slot)
 
-    @precondition(lambda self: self.open_)
+    def can_grow(self) -> list[int]:
+        """Slots of sequences that may grow: all."""
+        return sorted(self.open_)
+
+    @precondition(lambda self: self.can_leave())
     @rule(data=st.data())
     def swap_out(self, data):
-        slot = data.draw(st.sampled_from(sorted(self.open_)))
+        slot = data.draw(st.sampled_from(self.can_leave()))
         owner, length = self.open_[slot]
-        room = self.host.used + self.pages_of(length) * self.layers <= HOST_PAGES * self.layers
+        room = self.host_room() >= self.pages_of(length) * self.layers
         assert self.store.can_swap_out(slot) == (room and slot not in self.arriving)
         if not self.store.can_swap_out(slot):
             return self.refuses(self.store.swap_out, slot, owner)
@@ -121,6 +126,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.hosted[owner] = length, self.written[slot]
         if data.draw(st.booleans()):
             self.settle(data)
+
+    def can_leave(self) -> list[int]:
+        """Slots of sequences that may be swapped out: all."""
+        return sorted(self.open_)
 
     @precondition(lambda self: self.hosted)
     @rule(data=st.data())
@@ -157,23 +166,27 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), ok=st.booleans())
     def one_copy_ends(self, data, ok):
         """In any order; a failed one loses the sequences it was for."""
-        copy = self.copies.pop(self.which_ends(data))
+        copy = self.copies.pop(data.draw(st.integers(0, len(self.copies) - 1)))
         expected = list(self.host.blocks[copy.block].owners if copy.out else copy.owners)
-        if ok or (copy.out and copy.transient):  # of a regathered block the pieces are left
+        if ok or (copy.out and copy.block in self.regathers):  # of a regathered block the pieces are left
             expected = []
         lost = self.store.copied(replace(copy, ok=ok))
         assert lost == expected
         if ok and copy.out:
             self.landed.add(copy.block)
         for owner in lost:
-            self.hosted.pop(owner, None)
-            for slot in [s for s, (name, _) in self.open_.items() if name == owner]:
-                self.store.close(slot)
-                self.unseat(slot)
+            self.lose(owner, copy)
 
-    def which_ends(self, data) -> int:
-        """Which copy ends next: any."""
-        return data.draw(st.integers(0, len(self.copies) - 1))
+    def lose(self, owner: int, copy: Copy) -> None:
+        """A sequence for which a failed copy was."""
+        self.hosted.pop(owner, None)
+        for slot in [s for s, (name, _) in self.open_.items() if name == owner]:
+            self.store.close(slot)
+            self.unseat(slot)
+
+    def host_room(self) -> int:
+        """Pages that the host tier can take."""
+        return HOST_PAGES * self.layers - self.host.used
 
     @rule(rng=st.randoms())
     def step(self, rng):
@@ -192,12 +205,13 @@ class StoreMachine(RuleBasedStateMachine):
                 assert not unmapped[move.pages[wanted]].any(), "a closed sequence is still fetched"
                 self.arena[move.pages[wanted]] = self.blocks[move.block][wanted]
             self.begin(move)
-        streamed = self.streamed()
+        computed, streamed = self.computed(), self.streamed()
         for block in self.store.take_freed_blocks():
             del self.blocks[block]
         self.arriving.clear()
-        for slot, (owner, length) in self.open_.items():
-            n, written = self.pages_of(length), self.written[slot]
+        for slot in computed:
+            (owner, length), written = self.open_[slot], self.written[slot]
+            n = self.pages_of(length)
             start = self.table[:, slot]
             pages = start[:, :1] + np.arange(n) if self.store.view == "run" else start[:, :n]  # [L, n]
             here = self.on_device(slot)
@@ -206,6 +220,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert (found[:, :written] == self.marks(owner, written)).all()
             self.arena[pages[here]] = self.marks(owner, n)[here]
             self.written[slot] = n
+
+    def computed(self) -> list[int]:
+        """Slots of the sequences in a step: all."""
+        return sorted(self.open_)
 
     def begin(self, move) -> None:
         """A copy is on its way."""
@@ -229,7 +247,8 @@ class StoreMachine(RuleBasedStateMachine):
         taken = PAGES * len(counts) * self.layers if self.whole_runs else mapped
         assert self.store.num_pages - self.store.num_free_pages == taken
         assert self.store.num_free_slots == SLOTS - len(counts)
-        hosted = {*self.hosted, *(owner for slot, (owner, _) in self.open_.items() if self.sent[slot].any())}
+        parked = [slot for slot in self.open_ if self.sent[slot].any() and self.written[slot]]
+        hosted = {*self.hosted, *(self.open_[slot][0] for slot in parked)}
         assert all(self.host.holds(owner) == (owner in hosted) for owner in range(self.named + 1))
 
 
