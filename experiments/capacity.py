@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from absl import flags
 from engine.errors import ConfigError
 from engine.files import write_whole
 from experiments import capacity_figure, common_flags, environment, sweep
+from experiments.bisection import STEP
 from experiments.capacity_places import CHAT, FIXED, LONG, TUNED_ON, Family, Place, Site, look
 from experiments.capacity_runs import JUDGED_ON, Ask, Bench, Capacity, tuning_ask
 from experiments.capacity_tables import Row, best, tables
@@ -48,6 +50,7 @@ GRID = flags.DEFINE_enum("grid", "small", ["small", "full"], "How much: see `GRI
 TRIALS = flags.DEFINE_integer("trials", 12, "Settings that each policy is tried with.", lower_bound=1)
 FILE, LOG, TABLES, ENVIRONMENT = "capacity.json", "search.jsonl", "tables.txt", "environment.json"
 TARGETS = (PAPER, ALL)  # what settings are chosen for
+HALF = math.ceil(math.log(2) / math.log(STEP))  # grid steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class Study:
         self._starts: Starts = {}
 
     def tune(self) -> None:
-        """The same number of trials for every policy and family. Others start where the defaults ended."""
+        """The same number of trials for every policy and family, the defaults first. What cannot do half of what they
+        can is not looked at further."""
         names = [(site, policy) for site in self.sites.values() for policy in POLICIES]
         tried = {name: trials(POLICIES[name[1]], self.num_trials) for name in names}
         asks = {
@@ -96,7 +100,7 @@ class Study:
         }
         defaults = self.bench.capacities(ask for key, ask in asks.items() if key[2] == 0)
         start = {ask: defaults[asks[f, p, 0, t]].index or 0 for (f, p, _, t), ask in asks.items()}
-        found = self.bench.capacities(asks.values(), start)
+        found = self.bench.capacities(asks.values(), start, HALF)
         for (site, policy), settings in tried.items():
             family = site.place.family.name
             rates = {t: [found[asks[family, policy, i, t]] for i in range(len(settings))] for t in TARGETS}
@@ -107,7 +111,7 @@ class Study:
             for i, text in enumerate(settings):
                 self.log.append({
                     "family": family, "policy": policy, "trial": i, "settings": text,
-                    "capacity": {t: rates[t][i].rate for t in TARGETS},
+                    "capacity": {t: rates[t][i].rate for t in TARGETS},  # 0: less than half of what defaults do
                     "chosen_for": [t for t in TARGETS if winners[t] == i],
                 })  # fmt: skip
 

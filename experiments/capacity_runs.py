@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from engine import Engine
-from experiments.bisection import Bracket, Search, crossings, drive, rate_at, search
+from experiments.bisection import LOW, Bracket, Search, crossings, drive, rate_at, search
 from experiments.capacity_places import TUNED_ON, Site, needs_host
 from experiments.objectives import Shares, objectives
 from experiments.outcomes import serve_once
@@ -119,9 +119,13 @@ class Bench:
             dataclasses.replace(site, base_rate=float(f"{f['rate']:.3g}")) for site, f in zip(sites, found, strict=True)
         ]
 
-    def capacities(self, asks: Iterable[Ask], start: dict[Ask, int] | None = None) -> dict[Ask, Capacity]:
-        """A search for each, from `start` (default: the base rate), all together."""
-        searches: dict[Ask, Search] = {ask: search((start or {}).get(ask, 0)) for ask in asks}
+    def capacities(
+        self, asks: Iterable[Ask], start: dict[Ask, int] | None = None, below: int = -LOW
+    ) -> dict[Ask, Capacity]:
+        """A search for each, from grid index `start` (default: the base rate), all together; no further down than
+        `below` steps."""
+        first = {ask: (start or {}).get(ask, 0) for ask in asks}
+        searches: dict[Ask, Search] = {ask: search(i, max(LOW, i - below)) for ask, i in first.items()}
         found = drive(searches, self._passes)
         return {ask: self._capacity(ask, bracket) for ask, bracket in found.items()}
 

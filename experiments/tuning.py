@@ -1,8 +1,9 @@
 """Settings that policies are tried with: the same number of trials for each, drawn from its own knobs. Pure.
 
 A knob is a list of choices, each a piece of the text that `bench_policies --engine` takes; the first is the default.
-The first trial of every policy is its defaults, the others are drawn with a seed. What only the workload can tell (an
-oracle of lengths, a trained predictor) is not among the choices, nor are objectives: those are given.
+The first trial of every policy is its defaults; the others are drawn with a seed, and leave about half of the knobs as
+they are. What only the workload can tell (an oracle of lengths, a trained predictor) is not among the choices, nor are
+objectives: those are given.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ class Policy:
 
 WATERMARK: Knob = ("", "watermark=0", "watermark=0.03", "watermark=0.1")
 SEQS: Knob = ("", *(f"{MAX_SEQS}{share}" for share in (0.5, 0.75, 1, 1.5, 3)))
+MANY_SEQS: Knob = ("", *(f"{MAX_SEQS}{share}" for share in (2, 4)))  # who parks layers runs more than the pool holds
 WHOLE: Knob = ("", *(f"max_num_batched_tokens={n}" for n in (2048, 4096, 16384)))
 CHUNK: Knob = ("", *(f"max_num_batched_tokens={n}" for n in (256, 512, 1024, 2048, 4096)))
 BASES: Knob = ("policy=vllm_v0", "policy=vllm_v1", "policy=chunked")
 PREEMPTION: Knob = ("", "preemption=swap")
 # Of the SLO rule.
 RULE: tuple[Knob, ...] = (
-    ("", "", "layerkv_slo_rule=false"),
+    ("", "layerkv_slo_rule=false"),
     ("", "layerkv_lost=block"),
     ("", "layerkv_lengths=mean", "layerkv_length_quantile=0.1", "layerkv_length_quantile=0.25",
      "layerkv_length_quantile=0.75"),
@@ -50,9 +52,9 @@ LAYERS: tuple[Knob, ...] = (
      "layerkv_low_watermark=0.05,layerkv_high_watermark=0.15"),
     ("", "layerkv_horizon=16", "layerkv_horizon=256"),
     ("", "layerkv_append_pages=4"),
-    ("", "", *(f"layerkv_chunked=true,max_num_batched_tokens={n}" for n in (512, 1024))),
+    ("", *(f"layerkv_chunked=true,max_num_batched_tokens={n}" for n in (512, 1024))),
 )  # fmt: skip
-OWN = (WATERMARK, SEQS, *RULE, *LAYERS)
+OWN = (WATERMARK, MANY_SEQS, *RULE, *LAYERS)
 V0, SWAP, V1, CHUNKED, SJF = "vllm_v0", "vllm_v0, swap", "vllm_v1", "chunked", "sjf"
 PARK, LAYERKV, LAYERKV_SJF = "paged_park", "layerkv", "layerkv, sjf"
 
@@ -79,14 +81,19 @@ def trials(policy: Policy, count: int, seed: int = 0) -> list[str]:
     Raises:
       ValueError: there are fewer.
     """
-    size = int(np.prod([len(set(knob)) for knob in policy.knobs]))
+    size = int(np.prod([len(knob) for knob in policy.knobs]))
     if count > size:
         raise ValueError(f"{policy.name} has {size} different settings, {count} are wanted")
     rng = np.random.default_rng([seed, *policy.name.encode()])
     found = {joined([knob[0] for knob in policy.knobs]): None}
     while len(found) < count:
-        found[joined([knob[rng.integers(len(knob))] for knob in policy.knobs])] = None
+        found[joined([_drawn(knob, rng) for knob in policy.knobs])] = None
     return list(found)
+
+
+def _drawn(knob: Knob, rng: np.random.Generator) -> str:
+    """The default or, as often, any other choice."""
+    return knob[0] if rng.random() < 0.5 else knob[rng.integers(1, len(knob))]
 
 
 def joined(pieces: Sequence[str]) -> str:
