@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from engine.clock import Clock
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import PolicyError, RequestError
 from engine.executor.protocol import Executor, FastForward
+from engine.in_flight import InFlight, step_record
 from engine.intake import Intake, Prompt
 from engine.memory.moves import Copy
 from engine.metrics import RequestMetrics, StepRecord
@@ -32,24 +32,6 @@ if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 STEP_LOG = 1024  # records kept for whoever takes them away
-
-
-@dataclass(slots=True)
-class InFlight:
-    """A submitted step, or `plan.repeat` of them. Its rows belong to these requests, whatever becomes of their slots
-    before it is collected."""
-
-    plan: Plan
-    ticket: Any
-    rows: list[tuple[Request, int]]  # of the sampled rows, and how often it had lost its KV then
-    prefilled: list[Request]
-    passed: int = 0  # steps that have been collected
-    since: float | None = None  # when the last of those ended
-
-    @property
-    def left(self) -> int:
-        """Steps to collect."""
-        return self.plan.repeat - self.passed
 
 
 class Engine:
@@ -387,8 +369,9 @@ class Engine:
             self._hand_out(request, 1, bool(reason))
         if self.config.debug_checks:
             self.state.check()
-        num_tokens = (step.passed + 1) * len(step.rows) - num_late
-        self._log(step, result, num_tokens, num_finished, num_late)
+        copies, self._copies = tuple(self._copies), []
+        page_bytes = self.memory.page_bytes
+        self.step_log.append(step_record(step, result, copies, self.state, page_bytes, num_finished, num_late))
 
     def _keep_extras(self, request: Request, result: StepResult, row: int) -> None:
         """What a row brought besides its token."""
@@ -403,39 +386,6 @@ class Engine:
         if mine or finished or self.partial_outputs:
             inbox = self._inboxes[request.id] if mine else self._unclaimed
             inbox.append(RequestOutput(request, num_new, finished, self.tokenizer))
-
-    def _log(self, step: InFlight, result: StepResult, num_tokens: int, num_finished: int, num_late: int) -> None:
-        plan, (copies, self._copies) = step.plan, (tuple(self._copies), [])
-        traffic: dict[str, Any] = {}
-        for way, landed in (("out", True), ("in", False)) if copies else ():
-            moved = [c for c in copies if c.ok and c.out is landed]
-            traffic[f"bytes_{way}"] = sum(c.num_bytes for c in moved)
-            traffic[f"seconds_{way}"] = sum(c.end - c.start for c in moved)
-        self.step_log.append(
-            StepRecord(
-                step=plan.step,
-                repeat=plan.repeat,
-                start=result.start,
-                end=result.end,
-                num_tokens=num_tokens,
-                num_decode=len(plan.decode_slots),
-                num_prefill_seqs=len(plan.prefills),
-                prefill_tokens=plan.num_prefill_tokens,
-                num_waiting=len(self.state.waiting),
-                num_running=len(self.state.running),
-                num_swapped=len(self.state.swapped),
-                free_pages=self.store.num_free_pages,
-                num_preempted=plan.num_preempted,
-                num_finished=num_finished,
-                num_late=num_late,
-                host_bytes=self.store.num_host_pages * self.memory.page_bytes,
-                mapped_pages=self.store.num_mapped_pages,
-                copies=copies,
-                device_start=result.device_start,
-                device_end=result.device_end,
-                **traffic,
-            )
-        )
 
     def _finish(self, request: Request, reason: str, now: float) -> None:
         """Ends a request, whatever its phase, and frees what it holds."""

@@ -105,12 +105,17 @@ class ParkingStore(PagedStore):
         Raises:
           OutOfPages: it does not fit; nothing was taken.
         """
-        if not self.fits_away(num_tokens, away):
-            raise OutOfPages(f"{num_tokens} tokens with {np.count_nonzero(away)} layers away do not fit")
-        slot = self._slots.pop()
-        self._owners[slot], self.away[slot] = owner, away
-        self.extend(slot, num_tokens)
-        return slot
+        if not self._slots:
+            raise OutOfPages(f"all {self.num_slots} slots are held")
+        slot = self._slots[-1]
+        self.away[slot] = away
+        try:
+            self.extend(slot, num_tokens)
+        except OutOfPages:
+            self.away[slot] = False
+            raise
+        self._owners[slot] = owner
+        return self._slots.pop()
 
     def can_extend(self, slot: int, num_tokens: int) -> bool:
         """Whether `extend` would succeed."""

@@ -16,10 +16,12 @@ from engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfi
 from engine.engine import Engine
 from engine.executor.memory_plan import MemoryPlan
 from engine.memory.host import HostTier
-from engine.memory.moves import Copy
+from engine.memory.moves import Copy, Move, Stream
 from engine.memory.paged import PagedStore
 from engine.memory.pages import PagePool
+from engine.memory.stores import paged_store
 from engine.scheduler.plan import Plan, StepResult
+from engine.scheduler.policy import needs_host
 from tests.engine.fake import StepClock
 
 EOS = 7
@@ -43,9 +45,10 @@ def answer(prompt: list[int], max_tokens: int) -> list[int]:
 class SymbolicExecutor:
     """Implements submit / collect on a simulated device. Steps run when submitted, in order, as on a device's queue."""
 
-    def __init__(self, store: PagedStore, clock: StepClock):
+    def __init__(self, store: PagedStore, clock: StepClock, transient_pages: int):
         self.clock, self.plans = clock, []
-        self._arena = np.full((store.pool.arena_pages, store.page_size), UNWRITTEN)
+        self._transient = store.pool.arena_pages  # the first transient page
+        self._arena = np.full((self._transient + transient_pages, store.page_size), UNWRITTEN)
         self._table = np.zeros_like(store.table)  # the device's: changed by deltas only
         self._blocks: dict[int, np.ndarray] = {}  # on the host
         self._last = np.zeros(store.num_slots, np.int64)  # token sampled last into each slot
@@ -56,51 +59,73 @@ class SymbolicExecutor:
         self.clock.time += 1.0
         for move in plan.moves:  # all outs before anything is written
             if move.out:
-                self._blocks[move.block] = self._arena[move.pages]
-                self._end(move)
+                self._copy(move)
         layer, slot, index, page = plan.deltas.T
         self._table[slot, layer, index] = page
         self._arena[np.unique(page)] = UNWRITTEN  # newly mapped: what was there means nothing
         for move in plan.moves:
             if not move.out:
-                wanted = move.pages >= 0
-                self._arena[move.pages[wanted]] = self._blocks[move.block][wanted]
-                self._end(move)
+                self._copy(move)
         return plan, self._run(plan)
 
-    def _end(self, move) -> None:
-        self._copies.append(
-            Copy(move.out, move.block, move.layer, True, 0, self.clock.time, self.clock.time, move.owners)
-        )
+    def _copy(self, move: Move) -> None:
+        wanted = move.pages >= 0
+        pages = move.pages[wanted] + self._transient * move.transient
+        if move.out:
+            self._blocks[move.block] = self._arena[pages]
+        else:
+            self._arena[pages] = self._blocks[move.block][wanted]
+        now = self.clock.time
+        self._copies.append(Copy(move.out, move.block, move.layer, True, 0, now, now, move.owners, move.transient))
 
     def _run(self, plan: Plan) -> np.ndarray:
-        rows = []
-        for slot, token, at in zip(plan.decode_slots, plan.decode_tokens, plan.decode_positions, strict=True):
-            self._write(slot, at, np.array([token if token >= 0 else self._last[slot]]))
-            rows.append((slot, at + 1))
-        for p in plan.prefills:
-            assert len(p.tokens), "a prefill of no tokens"
-            self._write(p.slot, p.start, p.tokens)
-            rows += [(p.slot, p.start + len(p.tokens))] * p.samples
-        slots = [slot for slot, _ in rows]
-        assert len({*plan.decode_slots.tolist(), *(p.slot for p in plan.prefills)}) == len(plan.decode_slots) + len(
-            plan.prefills
-        ), "a sequence is in a step twice"
-        tokens = np.array([sample(self._read(*row)) for row in rows], np.int32)
-        self._last[slots] = tokens
+        rows, samples = self._rows(plan)
+        assert len({slot for slot, *_ in rows}) == len(rows), "a sequence is in a step twice"
+        streams = {stream.layer: stream for stream in plan.streams}
+        read = [self._run_layer(layer, rows, streams.get(layer)) for layer in range(MODEL.num_layers)]
+        for layers in zip(*read, strict=True):
+            assert all((x == layers[0]).all() for x in layers), "layers differ"
+            assert (layers[0] != UNWRITTEN).all(), "what is read was never written"
+        tokens = np.array([sample(found) for found, ends in zip(read[0], samples, strict=True) if ends], np.int32)
+        self._last[[slot for (slot, *_), ends in zip(rows, samples, strict=True) if ends]] = tokens
         return tokens
 
-    def _write(self, slot: int, at: int, tokens: np.ndarray) -> None:
-        where = at + np.arange(len(tokens))
-        pages = self._table[slot][:, where // self._arena.shape[1]]  # [L, n]
-        assert (pages > 0).all(), "a token is written to no page"
-        self._arena[pages, where % self._arena.shape[1]] = tokens
+    def _rows(self, plan: Plan) -> tuple[list[tuple[int, int, np.ndarray]], list[bool]]:
+        """(slot, position of the first, tokens) of all rows, and which of them are sampled."""
+        rows, samples = [], [True] * len(plan.decode_slots)
+        for slot, token, at in zip(plan.decode_slots, plan.decode_tokens, plan.decode_positions, strict=True):
+            rows.append((int(slot), int(at), np.array([token if token >= 0 else self._last[slot]])))
+        for p in plan.prefills:
+            assert len(p.tokens), "a prefill of no tokens"
+            rows.append((p.slot, p.start, p.tokens))
+            samples.append(p.samples)
+        return rows, samples
 
-    def _read(self, slot: int, length: int) -> np.ndarray:
-        pages = self._table[slot][:, : -(-length // self._arena.shape[1])]
-        layers = self._arena[pages].reshape(len(pages), -1)[:, :length]
-        assert (layers == layers[0]).all() and (layers != UNWRITTEN).all(), "what is read was never written"
-        return layers[0]
+    def _run_layer(self, layer: int, rows, stream: Stream | None) -> list[np.ndarray]:
+        """All rows write their tokens and read their sequences; what is parked of these is in the transient pages
+        meanwhile."""
+        parked = {slot: where for slot, *where in stream.rows.tolist()} if stream else {}
+        self._arena[self._transient :] = UNWRITTEN
+        for move in stream.fetches if stream else ():
+            self._copy(move)
+        for slot, at, tokens in rows:
+            self._arena[self._where(layer, slot, at + np.arange(len(tokens)), parked.get(slot))] = tokens
+        read = [
+            self._arena[self._where(layer, slot, np.arange(at + len(tokens)), parked.get(slot))]
+            for slot, at, tokens in rows
+        ]
+        for move in stream.sends if stream else ():
+            self._copy(move)
+        return read
+
+    def _where(self, layer: int, slot: int, positions: np.ndarray, parked: list[int] | None):
+        """Page and place in it of each position. `parked`: pages [a, b) lie from a transient page on."""
+        index, size = positions // self._arena.shape[1], self._arena.shape[1]
+        a, b, start = parked or (0, 0, 0)
+        away = (index >= a) & (index < b)
+        pages = np.where(away, self._transient + start - a + index, self._table[slot, layer, index])
+        assert (pages > 0).all(), "a token has no page"
+        return pages, positions % size
 
     def abandon(self, moves):
         """Nothing is begun before a step runs."""
@@ -130,16 +155,21 @@ def symbolic_engine(
     async_depth: int = 0,
     **scheduler,
 ) -> Engine:
-    """Pages are counted per layer; `scheduler`: fields of SchedulerConfig, without a watermark by default."""
+    """Pages are counted per layer; `scheduler`: fields of SchedulerConfig, without a watermark by default. A policy
+    that moves KV whatever `preemption` says gets a host tier whatever `host_pages` says."""
     layers, clock = MODEL.num_layers, StepClock()
-    config = EngineConfig(
-        cache=CacheConfig(page_size=page_size, num_pages=num_pages * layers, host_bytes=host_pages * layers),
-        scheduler=SchedulerConfig(**{"watermark": 0.0, "max_num_seqs": num_slots, **scheduler}),
-        debug_checks=True,
-        async_depth=async_depth,
+    limits = SchedulerConfig(**{"watermark": 0.0, "max_num_seqs": num_slots, **scheduler})
+    host_pages = host_pages or 64 * needs_host(limits)
+    transient = num_pages if host_pages else 0  # the longest sequence that fits
+    cache = CacheConfig(
+        page_size=page_size,
+        num_pages=num_pages * layers,
+        host_bytes=host_pages * layers,
+        transient_pages=transient,
     )
+    config = EngineConfig(cache=cache, scheduler=limits, debug_checks=True, async_depth=async_depth)
     host = HostTier(host_pages * layers) if host_pages else None
     pool = PagePool(num_pages * layers, layers, pages_per_chunk)
-    store = PagedStore(pool, num_slots, page_size, MODEL.max_context, host)
+    store = paged_store(pool, num_slots, page_size, MODEL.max_context, host, transient)
     memory = MemoryPlan(store.num_pages, pages_per_chunk, 1, MODEL.max_context, "", max_batched_tokens, 0, 0, 0, 0)
-    return Engine(MODEL, config, memory, store, SymbolicExecutor(store, clock), clock)
+    return Engine(MODEL, config, memory, store, SymbolicExecutor(store, clock, transient), clock)

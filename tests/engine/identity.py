@@ -11,13 +11,15 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from engine.config import SchedulerConfig
 from engine.engine import Engine
 from engine.request import SamplingParams
+from engine.scheduler.policy import parks as policy_parks
 from engine.scheduler.policy import token_budget
-from tests.engine.tiny import NARROW, SLIDING, WIDE, prompts, tiny_engine
+from tests.engine.tiny import DEEP, NARROW, SLIDING, WIDE, prompts, tiny_engine
 
 OUTPUT = 12
-MODELS = {m.name: m for m in (WIDE, SLIDING, NARROW)}
+MODELS = {m.name: m for m in (WIDE, DEEP, SLIDING, NARROW)}
 POOLS = {1: 210, 16: 14, 64: 5}  # pages per layer: about three of the longer sequences, so that batches preempt
 RELAXED = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 # Lengths on and around tile and page borders, from a small set so that plain runs are shared; steps between arrivals.
@@ -28,11 +30,11 @@ BUDGETS = st.sampled_from([None, 16, 40, 64])
 
 
 @lru_cache(None)
-def small_engine(name: str, page_size: int, deterministic: bool, chunk: int = 1) -> Engine:
-    """Reused over examples: leftovers of one must not change the next."""
+def small_engine(name: str, page_size: int, deterministic: bool, chunk: int = 1, parks: bool = False) -> Engine:
+    """Reused over examples: leftovers of one must not change the next. `parks`: layers can be parked."""
     pages = POOLS[page_size]
     options = {"deterministic": deterministic, "host_pages": 2 * pages, "chunk": chunk}
-    return tiny_engine(MODELS[name], pages, page_size, **options)
+    return tiny_engine(MODELS[name], pages, page_size, transient_pages=pages * parks, **options)
 
 
 def variant(engine: Engine, async_depth: int = 1, budget: int | None = None, **scheduler) -> Engine:
@@ -82,7 +84,8 @@ def check_bit_identical(name: str, page_size: int, load, chunk: int = 1, **optio
     lengths, gaps = zip(*load, strict=True)
     prompt_list = prompts(lengths)
     params = [SamplingParams(max_tokens=OUTPUT, ignore_eos=True)] * len(lengths)
-    engine = variant(small_engine(name, page_size, True, chunk), **options)
+    parks = policy_parks(SchedulerConfig(options.get("policy", "vllm_v0")))
+    engine = variant(small_engine(name, page_size, True, chunk, parks), **options)
     outputs, preemptions = serve(engine, prompt_list, params, gaps)
     for prompt, out in zip(prompt_list, outputs, strict=True):
         tokens, logits = plain(name, tuple(prompt), True)

@@ -25,11 +25,13 @@ def pattern_engine(
     max_batched_tokens: int = 64,
     store: str = "paged",
     layerkv: LayerKVConfig | None = None,
+    streamed: int | None = None,
 ) -> Engine:
     """An engine over a `PatternExecutor`, with poison and checks. `pages` of each layer; `host_pages` over all layers,
-    with which preempted requests are swapped by default, and layers can be parked."""
-    parks = host_pages and store == "paged"
-    transient_pages = num_slots * -(-MODEL.max_context // page_size) if parks else 0
+    with which preempted requests are swapped by default, and layers can be parked: a layer of `streamed` of the longest
+    sequences can be streamed at once (None: of as many as there are slots)."""
+    parks, streamed = host_pages and store == "paged", streamed or num_slots
+    transient_pages = streamed * -(-MODEL.max_context // page_size) if parks else 0
     config = EngineConfig(
         cache=CacheConfig(store, page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
         scheduler=SchedulerConfig(

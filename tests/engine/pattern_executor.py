@@ -7,6 +7,7 @@ cannot depend on the schedule. Copies land, and everything fails, when the test 
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class Injected(Exception):
 
 
 class StepClock:
-    """A second per step."""
+    """As many seconds as steps have taken."""
 
     time = 0.0
 
@@ -74,6 +75,8 @@ class PatternExecutor:
         self.lanes: dict[bool, deque[Move]] = {True: deque(), False: deque()}  # copies in flight, by `out`
         self.fail: set[str] = set()  # poison | submit | half way | collect: where the next call raises
         self.fail_start = {True: 0, False: 0}  # how many of the next copies fail, by `out`
+        self.seconds: Callable[[Plan], float] = lambda plan: 1.0  # that a step takes
+        self.page_seconds = 0.0  # that a copy takes for each page
         self.wait_lands = True, True  # `out` of the copy that ends first when the engine waits, and whether it is ok
         self.ended: list[Copy] = []  # not reported yet
         self.begun: list[Move] = []  # of the last step submitted
@@ -107,7 +110,7 @@ class PatternExecutor:
                 for move in stream.sends if stream.layer == layer else ():
                     self._send(move)
         self._sample(plan, rows, good)
-        start, self.clock.time = self.clock.time, self.clock.time + 1
+        start, self.clock.time = self.clock.time, self.clock.time + self.seconds(plan)
         return Ticket(plan, self.last_tokens.copy(), start)
 
     def collect(self, ticket: Ticket) -> StepResult:
@@ -156,9 +159,10 @@ class PatternExecutor:
             raise Injected(where)
 
     def _end(self, move: Move, ok: bool) -> None:
-        num_bytes, now = len(move.pages) * PAGE_BYTES * ok, self.clock.time
+        num_bytes, now, took = len(move.pages) * PAGE_BYTES * ok, self.clock.time, len(move.pages) * self.page_seconds
         self.regathered += ok and move.out and move.transient
-        self.ended.append(Copy(move.out, move.block, move.layer, ok, num_bytes, now, now, move.owners, move.transient))
+        which = move.out, move.block, move.layer
+        self.ended.append(Copy(*which, ok, num_bytes, now - took, now, move.owners, move.transient))
 
     def _report(self) -> tuple[Copy, ...]:
         copies, self.ended = tuple(self.ended), []

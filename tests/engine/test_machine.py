@@ -22,7 +22,7 @@ from engine.config import LayerKVConfig, SchedulerConfig
 from engine.errors import OutOfPages
 from engine.memory import parking
 from engine.request import Phase, SamplingParams
-from engine.scheduler.policy import names, needs_host
+from engine.scheduler.policy import names, needs_host, parks
 from tests.engine.events import PARAMS, PROMPTS, event
 from tests.engine.pattern_engine import pattern_engine
 from tests.engine.pattern_executor import Injected
@@ -59,6 +59,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     policy = "vllm_v0"
     moves = False  # whether the policy needs the host tier, and so a paged store
+    parking = False  # whether it parks layers
     seen: Counter  # what happened, over all examples
 
     @initialize(
@@ -69,9 +70,10 @@ class EngineMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.1]),
         budget=st.sampled_from([8, 64]),
         fetch_blocks=st.sampled_from([1, 8]),
+        streamed=st.sampled_from([1, 2, None]),
         layerkv=KNOBS,
     )
-    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget, fetch_blocks, layerkv):
+    def build(self, chunk, host_pages, async_depth, num_slots, watermark, budget, fetch_blocks, streamed, layerkv):
         """An idle engine, which regathers a layer that takes more than `fetch_blocks` blocks."""
         if self.moves:
             chunk, host_pages = chunk or 1, host_pages or 30
@@ -90,6 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_batched_tokens=budget,
             store="paged" if chunk else "native",
             layerkv=layerkv,
+            streamed=streamed if self.parking else None,  # others do not count what the machine parks
         )
         self.executor, self.store, self.state = engine.executor, engine.store, engine.state
         self.requests, self.tokens, self.done = {}, {}, set()
@@ -122,6 +125,7 @@ class EngineMachine(RuleBasedStateMachine):
         try:
             outputs = self.engine.step()
         except (Injected, OutOfPages) as error:
+            assert isinstance(error, Injected) or str(error) == "injected", "a policy tests what fits before it takes"
             self.seen[str(error)] += 1
             return
         assert self.executor.progress > progress or not had_work, "a step with work left made no progress"
@@ -204,8 +208,8 @@ class EngineMachine(RuleBasedStateMachine):
     def fits_home(self, slot: int, layer: int) -> bool:
         """Whether a parked layer may come home now."""
         a, b = self.store.parked[slot, layer].tolist()
-        extents = self.store.host.extents(self.state.requests[slot].id, layer)
-        return extents[-1].end == b and self.store.pool.fits(np.eye(MODEL.num_layers, dtype=int)[layer] * (b - a))
+        fits = self.store.pool.fits(np.eye(MODEL.num_layers, dtype=int)[layer] * (b - a))
+        return fits and self.store.is_parked(slot, layer)
 
     @precondition(lambda self: self.store.copies_in_flight)
     @event(out=st.booleans(), count=st.sampled_from([9, 1, 2]), ok=st.sampled_from([True, True, True, False]))
@@ -298,8 +302,8 @@ class EngineMachine(RuleBasedStateMachine):
 
 def run(policy: str, **options) -> Counter:
     """Runs the machine under a policy and returns what happened how often."""
-    moves = needs_host(SchedulerConfig(policy))
-    machine = type("Machine", (EngineMachine,), {"policy": policy, "moves": moves, "seen": Counter()})
+    kind = {"policy": policy, "moves": needs_host(SchedulerConfig(policy)), "parking": parks(SchedulerConfig(policy))}
+    machine = type("Machine", (EngineMachine,), {**kind, "seen": Counter()})
     health = list(HealthCheck)
     run_state_machine_as_test(machine, settings=settings(deadline=None, suppress_health_check=health, **options))
     return machine.seen

@@ -13,6 +13,7 @@ from pallas_kernels import KVSpec
 
 # 256 wide, the least at which float32 products do not depend on how many rows share them (DESIGN, invariant 4 a).
 WIDE = ModelConfig("wide", 2, 256, 4, 2, 64, 512, 512, 2048)
+DEEP = WIDE.replace(name="deep", num_layers=4)
 NARROW = ModelConfig("narrow", 2, 64, 4, 2, 16, 128, 512, 1024)
 SLIDING = WIDE.replace(name="sliding", windows=(24, None))
 

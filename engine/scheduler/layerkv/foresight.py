@@ -74,9 +74,9 @@ class Foresight:
         """Eq 1 for each sequence, seconds float64 [n]. One whose first token is on its way has just begun."""
         state = self.state
         past = np.nan_to_num(now - state.first_token[slots])
-        produced = state.length[slots] - state.prompt_length[slots]
+        since_first = state.length[slots] - state.prompt_length[slots] - 1
         seconds = self.decode_seconds(slots)
-        return allowed_prefill(produced, self.remaining(slots), past, seconds, self.config.tpot_slo)
+        return allowed_prefill(since_first, self.remaining(slots), past, seconds, self.config.tpot_slo)
 
     def _allowed_of(self, now: float, requests: Sequence[Request], num_rows: int) -> np.ndarray:
         """Eq 1 for requests without a slot, [n]."""
@@ -85,7 +85,7 @@ class Foresight:
         past = now - np.array([r.token_times[0] if r.token_times else now for r in requests])
         future = self.lengths.remaining(produced, left, np.array([r.number for r in requests]))
         seconds = self._recent_seconds or self.times.decode(num_rows, 0)
-        return allowed_prefill(produced, future, past, seconds, self.config.tpot_slo)
+        return allowed_prefill(np.maximum(produced - 1, 0), future, past, seconds, self.config.tpot_slo)
 
     def remaining(self, slots: np.ndarray) -> np.ndarray:
         """Tokens that sequences will still produce, as foreseen: float64 [n]."""

@@ -24,13 +24,8 @@ from engine.request import Request
 from engine.scheduler.base import BasePolicy
 from engine.scheduler.layerkv.forecast import Watermarks, forecast
 from engine.scheduler.layerkv.foresight import Foresight
+from engine.scheduler.layerkv.placement import Placement
 from engine.scheduler.layerkv.residency import Residency
-from engine.scheduler.layerkv.retention import (
-    num_retained,
-    num_retained_by_deadline,
-    num_retained_by_interval,
-    parked_layers,
-)
 from engine.scheduler.plan import Plan, Prefill
 from engine.scheduler.policy import Observed, register_policy
 from engine.scheduler.state import NOBODY, SchedulerState
@@ -55,6 +50,7 @@ class LayerKV(BasePolicy):
         self.residency = Residency(knobs, state, store)
         self.foresight = Foresight(knobs, state)
         self.watermarks = Watermarks(*(int(w * store.num_pages) for w in (knobs.low_watermark, knobs.high_watermark)))
+        self.placement = Placement(config, state, store, self.foresight, self.residency, self.watermarks.high)
         self._turn = np.zeros(store.num_slots, np.int64)  # by slot: the step that computed it last
         self._now = 0.0
 
@@ -79,7 +75,7 @@ class LayerKV(BasePolicy):
             decode, num_preempted = self._decodes()
             prefills = self._chunks(decode, self.max_batched_tokens - len(decode), not num_preempted)
             return state.make_plan(decode, prefills)
-        prefills = self._admit() if state.waiting and not state.swapped else []
+        prefills = self._admit(self.max_batched_tokens, 0) if state.waiting and not state.swapped else []
         return state.make_plan(NOBODY, prefills) if prefills else state.make_plan(self._decodes()[0], [])
 
     def horizon(self, plan: Plan) -> int:
@@ -89,24 +85,27 @@ class LayerKV(BasePolicy):
             return 1
         return max(1, min(super().horizon(plan), self._carefree(len(plan.decode_slots)) + 1))
 
-    # Admission
-
-    def _admit(self) -> list[Prefill]:
-        """First come, first served, as many whole prompts as the token budget, running requests and memory allow."""
-        state, tokens, seconds, taken, prefills = self.state, self.max_batched_tokens, self._slack(), 0, []
-        while state.waiting:
+    def _admit(self, tokens: int, taken: int) -> list[Prefill]:
+        """First come, first served, as many prompts as the token budget, running requests and memory allow; with
+        `chunked`, the last may begin with a chunk. `taken`: transient pages that the step needs already."""
+        state, knobs, seconds, prefills = self.state, self.knobs, self._slack(), []
+        while state.waiting and tokens > 0:
             head = state.waiting.head
-            if head.num_tokens > tokens and len(state.running):  # alone it may exceed the budget
+            length, count = head.num_tokens, head.num_tokens
+            cost = self.foresight.times.prefill(length)
+            # Alone a whole prompt may exceed the budget.
+            if cost > seconds or (length > tokens and len(state.running) and not knobs.chunked):
                 break
-            away, cost = self._retention(head.num_tokens, taken), self.foresight.times.prefill(head.num_tokens)
-            if cost > seconds:
-                break
+            away = self.placement.choose(length, taken)
             if away is None:
-                self._leave_for(head.num_tokens)
+                self.placement.leave_for(length)
                 break
-            prefills.append(state.prefill(state.admit(head, away=away if away.any() else None)))
-            tokens, seconds = tokens - head.num_tokens, seconds - cost
-            taken += head.num_tokens // self.store.page_size if away.any() else 0
+            parks = bool(away.any())
+            if knobs.chunked and not (count := self._chunk(length, tokens, parks)):
+                break
+            prefills.append(state.prefill(state.admit(head, count, away if parks else None), count))
+            tokens, seconds = tokens - count, seconds - cost
+            taken += length // self.store.page_size if parks else 0
         return prefills
 
     def _chunks(self, decode: np.ndarray, tokens: int, admits: bool) -> list[Prefill]:
@@ -115,99 +114,28 @@ class LayerKV(BasePolicy):
         state, store, prefills = self.state, self.store, []
         partial = state.running[state.cached[state.running] < state.prefill_length[state.running]]
         taken = store.transient_need(decode)
+        if not len(partial):
+            return self._admit(tokens, taken) if admits and not state.swapped else []
         for slot in partial.tolist():
-            left = int(state.prefill_length[slot] - state.cached[slot])
-            count = self._aligned(min(left, tokens), left, bool(store.away[slot].any()))
+            parks = bool(store.away[slot].any())
+            count = self._chunk(int(state.prefill_length[slot] - state.cached[slot]), tokens, parks)
             length = int(state.cached[slot]) + count
-            need = taken + length // store.page_size
+            need = taken + (length // store.page_size if parks else store.transient_need(np.array([slot])))
             if not count or store.unlanded[slot] or need > store.transient_pages or not store.can_extend(slot, length):
                 continue
             store.extend(slot, length)
             prefills.append(state.prefill(slot, count))
             tokens, taken = tokens - count, need
-        seconds = self._slack() if admits and state.waiting and not len(partial) else 0.0
-        while admits and state.waiting and not state.swapped and not len(partial) and tokens > 0:
-            head = state.waiting.head
-            away, cost = self._retention(head.num_tokens, taken), self.foresight.times.prefill(head.num_tokens)
-            if away is None or cost > seconds:
-                break
-            count = self._aligned(min(head.num_tokens, tokens), head.num_tokens, bool(away.any()))
-            if not count:
-                break
-            prefills.append(state.prefill(state.admit(head, count, away if away.any() else None), count))
-            tokens, seconds = tokens - count, seconds - cost
-            taken += head.num_tokens // store.page_size if away.any() else 0
         return prefills
+
+    def _chunk(self, left: int, tokens: int, parks: bool) -> int:
+        """Tokens of a chunk: with layers away it ends with a page unless it is the last."""
+        count = min(left, tokens)
+        return count // self.store.page_size * self.store.page_size if parks and count < left else count
 
     def _slack(self) -> float:
         """Seconds for which running requests can be stalled."""
         return self.foresight.slack(self._now, self.state.decodable()) if self.knobs.slo_rule else np.inf
-
-    def _aligned(self, count: int, left: int, away: bool) -> int:
-        """Tokens of a chunk: it ends with a page unless it is the last, when layers are away."""
-        return count if count == left or not away else count // self.store.page_size * self.store.page_size
-
-    # Residency
-
-    def _retention(self, num_tokens: int, taken: int) -> np.ndarray | None:
-        """Which layers of a new sequence are parked, bool [L]; None: it does not fit. `taken`: transient pages that the
-        step needs already."""
-        store, full = self.store, num_tokens // self.store.page_size
-        fewest, most = self._bounds(num_tokens)
-        nothing = parked_layers(self.num_layers, self.num_layers, self.knobs.pattern)
-        if most == self.num_layers and store.fits(num_tokens, self.home_reserve):
-            return nothing
-        if full and fewest < self.num_layers and taken + full <= store.transient_pages:
-            away = self._most_that_fit(num_tokens, fewest, min(most, self.num_layers - 1))
-            if away is not None:
-                return away
-        return nothing if store.fits(num_tokens, self.reserve) else None
-
-    def _most_that_fit(self, num_tokens: int, fewest: int, most: int) -> np.ndarray | None:
-        """The mask that keeps the most layers from `fewest` to `most`; those beyond the fewest leave `home_reserve`
-        pages. None: not even the fewest fit."""
-
-        def mask(x: int) -> np.ndarray:
-            return parked_layers(self.num_layers, x, self.knobs.pattern)
-
-        if not self.store.fits_away(num_tokens, mask(fewest)):
-            return None
-        while fewest < most:
-            middle = (fewest + most + 1) // 2
-            fits = self.store.fits_away(num_tokens, mask(middle), self.home_reserve)
-            fewest, most = (middle, most) if fits else (fewest, middle - 1)
-        return mask(fewest)
-
-    def _leave_for(self, num_tokens: int) -> None:
-        """Parks layers of running sequences, newest first, so that a new one will fit."""
-        store, fewest = self.store, self._bounds(num_tokens)[0]
-        full, pages = num_tokens // store.page_size, store.pages_for(num_tokens)
-        lacking = fewest * pages + (self.num_layers - fewest) * (pages - full) - store.num_free_pages
-        missing = lacking - self.residency.leaving
-        if self.knobs.layerwise and missing > 0:
-            self.residency.leave(self.state.decodable()[1:], missing)
-
-    def _bounds(self, num_tokens: int) -> tuple[int, int]:
-        """The fewest and the most layers that a new sequence keeps."""
-        knobs, layers = self.knobs, self.num_layers
-        if not knobs.layerwise:
-            return layers, layers
-        if knobs.retained_layers is not None:
-            return min(knobs.retained_layers, layers), min(knobs.retained_layers, layers)
-        copy = self.foresight.link.seconds_per_byte * self.state.page_bytes * (num_tokens // self.store.page_size)
-        if knobs.retain == "select_n":
-            seconds = self.foresight.decode_seconds(self.state.decodable())
-            fewest = num_retained_by_interval(seconds, copy, layers)
-        elif knobs.retain == "orbitflow":
-            fewest = num_retained_by_deadline(knobs.tpot_slo, copy, layers)
-        else:
-            fewest = num_retained(self.foresight.times.prefill(num_tokens), copy, layers)
-        return fewest, layers if knobs.retain == "spare" else fewest
-
-    @property
-    def home_reserve(self) -> int:
-        """Pages that are left free by layers which could be parked as well."""
-        return max(self.reserve, self.watermarks.high) if len(self.state.running) else 0
 
     def _decodes(self) -> tuple[np.ndarray, int]:
         """Rows of a decode step with pages for their next tokens, and how many were preempted for them. Layers leave
