@@ -6,14 +6,17 @@ from functools import cache
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from engine import Engine
+from engine.errors import ConfigError
 from experiments import capacity, capacity_runs, outcomes
 from experiments.bisection import STEP, rate_at
-from experiments.capacity import Grid, Study, record_of
+from experiments.capacity import Grid, Study
 from experiments.capacity_places import FIXED, TUNED_ON, Family, Place, Site, look
 from experiments.capacity_runs import Ask, Bench, judge, tuning_ask
-from experiments.capacity_tables import best, picked, ratio, tables
+from experiments.capacity_tables import best, picked, ratio
 from experiments.objectives import ALL, PAPER, SETS, objectives
 from experiments.points import Point
 from experiments.replay import StopFlag
@@ -115,16 +118,12 @@ def test_a_curve_that_rises_again_is_told_of(monkeypatch):
 GRID = Grid((FIXED,), (0.5, 1), ("l20",), (1,), (1.0, 0.25), (8, 128), (0, 1))
 
 
-def studied() -> Study:
+@pytest.fixture(scope="module")
+def study() -> Study:
     study = Study(GRID, FakeBench(), 4)
     for part in capacity.PARTS:
         getattr(study, part)()
     return study
-
-
-@pytest.fixture(scope="module")
-def study() -> Study:
-    return studied()
 
 
 def test_every_policy_has_the_same_number_of_trials_and_the_best_is_chosen(study):
@@ -171,24 +170,26 @@ def test_a_ratio_to_nothing(study):
     assert ratio(none, LAYERKV, (V0,)) is None and ratio(ours, LAYERKV, (V0,)) == float("inf")
 
 
-def test_the_same_again(study):
-    """To the byte: data, log and tables follow from the code and the flags."""
-    from absl import flags
-
-    flags.FLAGS(["test"])
-    again = studied()
-    assert json.dumps(record_of(again)) == json.dumps(record_of(study)) and again.log == study.log
-    text = tables(study.rows, study.log)
-    assert text == tables(again.rows, again.log)
-    assert "layerkv / best paged" in text and "layerkv / paged_park" in text and "0 of" in text
-
-
-def test_the_figures_are_drawn(study, tmp_path):
-    from experiments import capacity_figure
-
-    drawn = capacity_figure.draw(study.rows, tmp_path)
-    assert [path.rsplit("/", 1)[1] for path in drawn] == ["capacity.png", "map.png"]
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("capacity.png", "map.png"))
+@flagsaver.flagsaver
+def test_the_program_writes_the_same_again(tmp_path, monkeypatch, capsys):
+    """To the byte: data, log, tables and figures follow from the code and the flags."""
+    monkeypatch.setattr(capacity, "Bench", lambda kept, processes: FakeBench())
+    monkeypatch.setattr(capacity, "GRIDS", {"small": GRID})
+    for out in ("a", "b"):
+        flags.FLAGS(["test", f"--out={tmp_path / out}", "--trials=4"])
+        assert capacity.main() == 0
+    *text, line = capsys.readouterr().out.splitlines()
+    headline = json.loads(line)
+    assert headline["bench"] == "capacity" and set(headline["ratio"][FIXED.name]) == {PAPER, ALL}
+    assert any(words.startswith("layerkv / best paged") for words in text)
+    for name in ("capacity.json", "search.jsonl", "tables.txt", "capacity.png", "map.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    record = json.loads((tmp_path / "a" / "capacity.json").read_text())
+    assert {row["part"] for row in record["rows"]} == {"curves", "alone", "length", "map"}
+    log = [json.loads(words) for words in (tmp_path / "a" / "search.jsonl").read_text().splitlines()]
+    assert len(log) == 4 * len(POLICIES)
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        capacity.main()
 
 
 SHORT = Family("short", "synthetic:prompt=fixed:64,output=fixed:8", 128)
