@@ -211,6 +211,7 @@ class SimConfig:
     kernels: str | None = None  # attention kernels (`costmodel/attention.py`); None: the stack's own
     pipeline: int = 1  # stages that share the layers, each with a KV pool of its own
     link_sharing: str = "ps"  # ps: copies of a direction share the link; fifo: one after the other, as on a device
+    link_aware: bool = True  # copies yield to all-reduces on the link, between two units; False: these wait for all
 
     def __post_init__(self):
         _require(1 <= self.pipeline <= 64, f"pipeline must be in [1, 64] stages, got {self.pipeline}")
@@ -239,6 +240,9 @@ class EngineConfig:
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
     prefetch_depth: int = 1  # layers whose parked pages are on their way while one is computed
     link_gbs: float | None = None  # pace copies to and from the host to so many 1e9 bytes/s each way; None: unpaced
+    # In which copies move over each device's link, not interrupted; 0 or None: whole. Simulated, collectives wait for
+    # one of them; on a device, no more is dispatched in one piece.
+    link_unit_bytes: int | None = 4 << 20
     attention_backend: str | None = None  # None: the default, which always works; a name is obeyed or fails
     query_tile: int = 64  # TQ: tokens in one prefill query tile
     max_tiles: int = 16  # NT: query tiles in one device program; longer prefills loop over it inside each layer
@@ -263,6 +267,8 @@ class EngineConfig:
         _require(self.async_depth in (0, 1), f"async_depth must be 0 or 1, got {self.async_depth}")
         _require(self.prefetch_depth >= 0, f"prefetch_depth must be >= 0, got {self.prefetch_depth}")
         _require(self.link_gbs is None or self.link_gbs > 0, f"link_gbs must be > 0, got {self.link_gbs}")
+        u = self.link_unit_bytes
+        _require(u is None or u >= 0, f"link_unit_bytes must be >= 0 (0: whole copies), got {u}")
         _require(
             self.scheduler.preemption == "recompute" or self.cache.host_bytes > 0,
             "preemption=swap needs a host tier: set host_bytes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,8 @@ def build_simulation(cls: type[Engine], path_or_preset: str, config: EngineConfi
         logging.warning("%s", line)
     if no_effect := [name for name in ON_A_DEVICE if getattr(config, name)]:
         logging.warning("without effect on a virtual clock: %s", ", ".join(no_effect))
+    if not (config.sim.link_aware or stages[0].shares_host_link):
+        logging.warning("link_aware=False has no effect: no all-reduces travel over the link to the host")
     if profile.estimated:
         logging.warning("device %s: %s are estimates", profile.name, ", ".join(profile.estimated))
     return cls(model, config, memory, store, executor, clock, tokenizer, path_or_preset)
@@ -116,9 +119,14 @@ def sim_store(config: EngineConfig, memory: MemoryPlan, layers: list[int], page_
 
 
 def make_link(config: EngineConfig, profile: DeviceProfile) -> Link:
-    """One direction of the links between a stage's devices, all together, and the host: each carries its own share."""
+    """One direction of the links between a stage's devices, all together, and the host: each carries its own share, in
+    units of its own."""
     gbs = config.link_gbs or profile.hardware.link_gbs * config.tensor
-    return LINKS[config.sim.link_sharing](gbs * 1e9, profile.hardware.link_latency_us * 1e-6)
+    kind, latency = LINKS[config.sim.link_sharing], profile.hardware.link_latency_us * 1e-6
+    if config.tensor == 1 or not profile.shares_host_link:  # nobody to yield to
+        return kind(gbs * 1e9, latency)
+    unit = config.link_unit_bytes * config.tensor if config.link_unit_bytes else math.inf
+    return kind(gbs * 1e9, latency, unit, config.sim.link_aware)
 
 
 def _stage_memory(config: EngineConfig, cost: StepModel, page_bytes: int, num_layers: int) -> MemoryPlan:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,21 +77,11 @@ def real_engines(model: str, configs: dict[str, EngineConfig]) -> dict[str, Engi
     return engines
 
 
-def undisturbed(engine: Engine, requests: list[WorkloadRequest], others: Others, stop: StopFlag) -> Run | None:
-    """A run that others did not disturb or, when patience ends, the least disturbed one; None: interrupted."""
-    best = None
-    while best is None or (best[0]["others"] > others.limit and others.patience > 0):
-        others.wait()
-        engine.executor.steps = []
-        summary = measure(engine, requests, stop)
-        if summary is None:
-            return None
-        summary["others"] = others.share()
-        if best is None or summary["others"] < best[0]["others"]:
-            best = summary, engine.executor.steps
-        if best[0]["others"] > others.limit:
-            others.patience -= summary["duration"]
-    return best
+def measure_steps(engine: Engine, requests: list[WorkloadRequest], stop: StopFlag) -> dict[str, Any] | None:
+    """The summary of one run with its steps as `log`; None: interrupted."""
+    engine.executor.steps = []
+    summary = measure(engine, requests, stop)
+    return None if summary is None else summary | {"log": engine.executor.steps}
 
 
 def run_all(
@@ -107,10 +98,10 @@ def run_all(
     for repeat in range(repeats):
         for i in rng.permutation(len(pairs)).tolist():
             source, spec = pairs[i]
-            run = undisturbed(engines[spec], loads[source], others, stop)
+            run = others.undisturbed(partial(measure_steps, engines[spec], loads[source], stop))
             if run is None:
                 return {pair: of[:repeat] for pair, of in runs.items()}
-            runs[source, spec].append(run)
+            runs[source, spec].append((run, run.pop("log")))
         print(f"repeat {repeat + 1} of {repeats} done", flush=True)
     return runs
 

@@ -28,6 +28,7 @@ from experiments.tables import format_table, rounded
 flags.declare_key_flag("dtype")
 flags.declare_key_flag("page_size")
 flags.declare_key_flag("staging_bytes")
+flags.declare_key_flag("link_unit")
 GIB = flags.DEFINE_float("gib", 1.0, "GiB moved each way.", lower_bound=0.001)
 LAYERS = flags.DEFINE_integer("layers", 12, "Blocks they are moved in.", lower_bound=1)
 HEADS = flags.DEFINE_integer("kv_heads", 4, "kv heads.", lower_bound=1)
@@ -42,7 +43,7 @@ def main() -> int:
     from jax.sharding import PartitionSpec as P
 
     from engine.clock import WallClock
-    from engine.executor.transfers import Transfers, pieces
+    from engine.executor.transfers import Transfers, piece_sizes, pieces
     from engine.memory.moves import Move
     from engine.models.tensors import device_mesh
     from pallas_kernels import KVSpec, gather_pages, init_arena, scatter_pages
@@ -56,7 +57,9 @@ def main() -> int:
     arena = init_arena(spec, per_layer * LAYERS.value + 1, device)
     order = np.random.default_rng(0).permutation(per_layer * LAYERS.value).astype(np.int32) + 1
     layers = np.split(order, LAYERS.value)
-    transfers = Transfers(device, spec.page_bytes, WallClock(), None, common_flags.STAGING_BYTES.value)
+    staging_bytes, unit = common_flags.STAGING_BYTES.value, common_flags.LINK_UNIT.value
+    transfers = Transfers(device, spec.page_bytes, WallClock(), None, staging_bytes, unit)
+    sizes = piece_sizes(spec.page_bytes, unit)
     gather, scatter = jax.jit(gather_pages), jax.jit(scatter_pages, donate_argnums=0)
     contiguous = jax.block_until_ready(gather(arena, order))
 
@@ -91,7 +94,7 @@ def main() -> int:
 
     ways: dict[str, Callable[[], None]] = {
         "engine": engine,
-        "pieces": partial(by_hand, [pieces(pages) for pages in layers]),
+        "pieces": partial(by_hand, [pieces(pages, sizes) for pages in layers]),
         "whole": partial(by_hand, [[pages] for pages in layers]),
         "plain": plain,
     }
@@ -112,6 +115,7 @@ def main() -> int:
         "layers": LAYERS.value,
         "dtype": dtype,
         "page_size": spec.page_size,
+        "link_unit": unit,
     }
     line |= {f"{name}_gbs": rounded(v) for name, v in speed.items()}
     line |= {f"engine_over_{name}": rounded(float(np.median(r))) for name, r in ratio.items() if name != "engine"}

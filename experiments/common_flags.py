@@ -161,6 +161,13 @@ STAGING_BYTES = flags.DEFINE(
     serializer=flags.ArgumentSerializer(),
 )
 LINK_GBS = flags.DEFINE_float("link_gbs", None, "Pace copies to and from the host to so many 1e9 bytes/s each way.")
+LINK_UNIT = flags.DEFINE(
+    _BytesParser(),
+    "link_unit",
+    DEFAULTS.link_unit_bytes,
+    "In which copies move over a device's link, such as 2MB, yielding to all-reduces in between; 0: whole copies.",
+    serializer=flags.ArgumentSerializer(),
+)
 PREFETCH_DEPTH = flags.DEFINE_integer(
     "prefetch_depth", DEFAULTS.prefetch_depth, "Layers whose parked pages are on their way while one is computed."
 )
@@ -179,6 +186,9 @@ KERNELS = flags.DEFINE_string("kernels", None, "Attention kernels to simulate. D
 PIPELINE = flags.DEFINE_integer("pipeline", None, "Simulated pipeline stages, each with its own pool. Default: 1.")
 LINK_SHARING = flags.DEFINE_enum(
     "link_sharing", None, LINK_DISCIPLINES, "How simulated copies of one direction share the link. Default: ps."
+)
+LINK_AWARE = flags.DEFINE_bool(
+    "link_aware", None, "Whether simulated copies yield to all-reduces on their link. Default: they do."
 )
 
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Longest prompt plus output in tokens. Default: the model's.")
@@ -218,10 +228,10 @@ ENGINE_FLAGS: dict[str, tuple[flags.FlagHolder, ...]] = {
     ),
     "scheduler": (POLICY, ORDER, PREEMPTION, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, WATERMARK),
     "scheduler.layerkv": LAYERKV,
-    "sim": (DEVICE, STACK, KERNELS, PIPELINE, LINK_SHARING),
+    "sim": (DEVICE, STACK, KERNELS, PIPELINE, LINK_SHARING, LINK_AWARE),
     "": (
         EXECUTOR, MAX_CONTEXT, DTYPE, SEED, TENSOR, ASYNC_DEPTH, DETERMINISTIC, ATTENTION_BACKEND, PRECOMPILE,
-        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS, PREFETCH_DEPTH,
+        COMPILATION_CACHE_DIR, DEBUG_CHECKS, LINK_GBS, LINK_UNIT, PREFETCH_DEPTH,
     ),
 }  # fmt: skip
 POOL_SIZES = (NUM_PAGES.name, DEVICE_BYTES.name, DEVICE_FRACTION.name)  # exactly one of them, at most
@@ -259,6 +269,7 @@ def engine_config_from_flags(**fixed: Any) -> EngineConfig:
         for holder in holders:
             flags.FLAGS[holder.name].value = getattr(part, field_of(section, holder.name))
     flags.FLAGS[COMPILATION_CACHE_DIR.name].value = config.compilation_cache_dir or ""  # unset would be the default
+    flags.FLAGS[LINK_UNIT.name].value = config.link_unit_bytes or 0
     return config
 
 
@@ -302,6 +313,8 @@ def _lay_over(values: dict[str, Any], given: dict[str, Any]) -> None:
 
 def field_of(section: str, flag: str) -> str:
     """The field that a flag sets in its part of EngineConfig."""
+    if flag == LINK_UNIT.name:
+        return "link_unit_bytes"
     return flag.removeprefix(section.rpartition(".")[2] + "_") if section else flag
 
 

@@ -6,10 +6,11 @@
 Writes the 124M preset as a Hugging Face checkpoint, loads it back, and serves the same requests (arrivals and outputs)
 at growing context lengths from a KV pool that holds one of the longest requests at a time. It shows what LayerKV
 starts from: short contexts spend their TTFT in prefill; long ones spend it waiting for pages, although the machine
-could compute them. The last point is served again with a pool that never fills, to tell memory from compute.
+could compute them. The last point is served again with a pool that never fills, to tell memory from compute. At the
+end, a saturated point under `vllm_v0` and under `layerkv` (`saturated.py`): what parking layers gains.
 
 The arrival rate comes from a short calibration, so that the same happens on any machine: at the reference context
-scale the machine would be 90% busy. Prints one table, draws one figure, ends with one JSON line.
+scale the machine would be 90% busy. Prints two tables, draws one figure, ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from absl import flags
 from engine.config import EngineConfig, ModelConfig, cdiv
 from engine.errors import ConfigError
 from engine.models.hf_config import read_config
-from experiments import checkpoints, common_flags, plots, workloads
+from experiments import checkpoints, common_flags, plots, saturated, workloads
 from experiments.measure import our_side
 from experiments.replay import stop_on_signals
 from experiments.run_record import RunRecord, claim
@@ -44,6 +45,7 @@ flags.declare_key_flag("out")
 WORKLOAD = flags.DEFINE_string("workload", "azure-like", "Workload spec; the demo sets its lengths, rate and number.")
 SECONDS = flags.DEFINE_float("seconds", 16.0, "Arrivals per point.", lower_bound=1.0)
 CONTROL = flags.DEFINE_bool("control", True, "Serve the longest contexts again with a pool that never fills.")
+SATURATED = flags.DEFINE_bool("saturated", True, "Serve a saturated point under vllm_v0 and under layerkv.")
 
 DEFAULT_MODEL = "base-124m"
 SCALES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8)  # of the trace's contexts
@@ -199,8 +201,11 @@ def main() -> int:
     start = time.monotonic()
     directory = Path(name) if Path(name).is_dir() else checkpoints.exported(name, out, config.seed)
     print(f"checkpoint {directory} ({time.monotonic() - start:.1f} s)", flush=True)
-    points: list[Point] = []
-    for point in serve_points(directory, read_config(directory), config, out):
+    model, points = read_config(directory), list[Point]()
+    demo_config(config, model, POOL_TOKENS)  # what it cannot take is found out before anything slow starts
+    if SATURATED.value:
+        saturated.POINT.config(config, model)
+    for point in serve_points(directory, model, config, out):
         points.append(point)
         if point.summary["interrupted"]:
             break
@@ -210,10 +215,21 @@ def main() -> int:
     if stopped_by:
         print(f"interrupted by {stopped_by} in point {len(points)} of {len(SCALES) + CONTROL.value}")
     figure = draw(points, out / "ttft")
+    sides: list[saturated.Side] = []
+    if SATURATED.value and not stopped_by:
+        with stop_on_signals() as stop:
+            sides = saturated.serve_sides(str(directory), model, config, out, stop)
+        stopped_by = stop.signal
+        header = ["policy", *saturated.COLUMNS.values()]
+        print("\n" + format_table(header, [list(side.row().values()) for side in sides]))
+        if stopped_by:
+            print(f"interrupted by {stopped_by} at the saturated point")
     print(f"figure {figure}\nresults in {out}")
     line = {"bench": "demo", "model": name, "workload": WORKLOAD.value, "interrupted": stopped_by is not None}
-    json_rows = [{k: rounded(v) for k, v in row.items()} for row in rows]
-    print(json.dumps(line | {"figure": figure, "points": json_rows}))
+    json_rows, json_sides = (
+        [{k: rounded(v) for k, v in row.items()} for row in part] for part in (rows, [side.row() for side in sides])
+    )
+    print(json.dumps(line | {"figure": figure, "points": json_rows, "saturated": json_sides}))
     return 128 + signal.Signals[stopped_by] if stopped_by else 0
 
 

@@ -3,6 +3,7 @@ them (its gaps are idle time), one per direction of copies.
 
     python -m experiments.timeline RUN ...     # RUN: a directory that `serve` wrote, finished or not
 
+A copy out of a layer that was just computed lies under the device's span of the same step: that is the overlap.
 Reads requests.jsonl, steps.jsonl and copies.jsonl (when there), writes RUN/timeline.json.gz: Chrome trace events in
 microseconds after the start of the run. A request's span holds queue, prefill and decode, which add up to its E2E.
 Preempted requests keep decoding in it: the stall shows as a gap between the steps, and its length in the arguments.
@@ -23,6 +24,12 @@ from experiments.run_record import STEP_TIMES
 
 ENGINE, COPIES, REQUESTS = 1, 2, 3  # process ids: Perfetto groups tracks by them
 LANES = {"out": (1, "device to host"), "in": (2, "host to device")}  # of copies: track and its name
+KINDS = {  # by (out, transient)
+    (True, False): "leaves its pages",
+    (True, True): "leaves from transient pages",  # as it is written, or several blocks as one
+    (False, True): "streamed into transient pages",
+    (False, False): "comes home",
+}
 COUNTERS = ("num_running", "num_waiting", "free_pages", "host_bytes")
 NAME = "timeline.json.gz"
 
@@ -74,10 +81,12 @@ def _step_events(steps: list[dict[str, Any]]) -> Iterator[Event]:
     for row in steps:
         parts = [f"prefill {row['num_prefill_seqs']}"] if row["num_prefill_seqs"] else []
         parts += [f"decode {row['num_decode']}"] if row["num_decode"] else []
+        name = " + ".join(parts)
         what = {k: v for k, v in row.items() if k not in STEP_TIMES}
-        yield _span(" + ".join(parts), ENGINE, 1, _us(row["start"]), _us(row["end"]), what)
+        yield _span(name, ENGINE, 1, _us(row["start"]), _us(row["end"]), what)
         if row.get("device_end") is not None:
-            yield _span(f"step {row['step']}", ENGINE, 2, _us(row["device_start"]), _us(row["device_end"]), {})
+            device_start, device_end = _us(row["device_start"]), _us(row["device_end"])
+            yield _span(name, ENGINE, 2, device_start, device_end, {"step": row["step"]})
         for counter in COUNTERS:
             yield {"ph": "C", "name": counter, "pid": ENGINE, "ts": _us(row["end"]), "args": {counter: row[counter]}}
 
@@ -87,7 +96,13 @@ def _copy_events(copies: list[dict[str, Any]]) -> Iterator[Event]:
         yield from _named(COPIES, "copies", dict(LANES.values()))
     for row in copies:
         track, _ = LANES["out" if row["out"] else "in"]
-        what = {"step": row["step"], "bytes": row["num_bytes"]}
+        seconds = row["end"] - row["start"]
+        what = {
+            "kind": KINDS[row["out"], row.get("transient", False)],
+            "bytes": row["num_bytes"],
+            "gbs": row["num_bytes"] / seconds / 1e9 if seconds else None,
+            "accounted_in_step": row["step"],
+        }
         yield _span(f"layer {row['layer']}", COPIES, track, _us(row["start"]), _us(row["end"]), what)
 
 

@@ -13,6 +13,8 @@ from engine.costmodel.device import DeviceProfile
 from engine.costmodel.tables import OpTables
 from engine.errors import ConfigError
 
+ALL_REDUCES = 2  # of a layer: behind the attention, behind the ffn
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -101,7 +103,7 @@ class DenseOps:
     def layer(self, tokens: int) -> tuple[float, float]:
         """Seconds of one layer without its attention, and how long its two all-reduces hold the link."""
         seconds, held = self.allreduce(tokens)
-        return sum(self.op(name, tokens) for name in self._layer_ops) + 2 * seconds, 2 * held
+        return sum(self.op(name, tokens) for name in self._layer_ops) + ALL_REDUCES * seconds, ALL_REDUCES * held
 
     def head(self, rows: int) -> float:
         """Seconds of the LM head and greedy sampling over so many rows; logits are gathered from the devices."""

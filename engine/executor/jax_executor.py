@@ -71,7 +71,9 @@ class JaxExecutor:
         self._kv = init_arena(spec, arena_pages, sharded, poison=config.poison)
         self.transfers: Transfers | None = None  # without a host tier
         if config.cache.host_bytes:
-            self.transfers = Transfers(sharded, spec.page_bytes, clock, config.link_gbs, config.cache.staging_bytes)
+            unit_bytes = (config.link_unit_bytes or 0) * config.tensor
+            staging_bytes, gbs = config.cache.staging_bytes, config.link_gbs
+            self.transfers = Transfers(sharded, spec.page_bytes, clock, gbs, staging_bytes, unit_bytes)
         self._fetched: deque[Transfer] = deque()  # blocks on their way in
         self._transient = arena_pages - config.cache.num_transient  # the first transient page
         self._nothing_parked = lru_cache(None)(lambda b: self._put(np.zeros((b.rows + b.tiles, 3), np.int32)))

@@ -4,6 +4,9 @@ All books are kept in *link time*, the seconds during which no window held the l
 what is on the link ends at a time that holding it cannot change, only `_on_clock` shifts. Sharing is exact and takes
 O(log n) per copy by virtual service (Demers, Keshav and Shenker, SIGCOMM 1989): the service of a link with N copies
 grows by B / N bytes per second, and a copy ends when it has grown by the copy's bytes since the copy joined.
+
+Copies move in units that nothing interrupts, and yield to collectives between two of them (LayerKV; research note on
+arXiv 2410.00428, PCIe contention with all-reduce): so a collective waits for u / B at most.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
+
+INSTANT = 1e-9  # seconds: what is no further apart happens at the same time, so that rounding decides nothing
 
 
 @dataclass(eq=False, slots=True)
@@ -37,26 +42,46 @@ class Window(NamedTuple):
     held: float  # seconds that the windows up to this one hold the link in all
 
 
+class Stretch(NamedTuple):
+    """The link moves unit after unit, without a pause but for windows. In link time."""
+
+    start: float
+    end: float
+
+
 class Link:
     """Copies that share a link equally: B / N bytes/s each with N under way (processor sharing, Dynamo's model).
 
     A copy first waits for the latency and takes no share of the link meanwhile. In a window everything stands still,
     latencies too. Whoever holds links calls `advance` or `take_ended` now and then: windows are forgotten there.
 
+    Units of copies that share the link take turns: the one under way began when the bytes moved since the link became
+    busy were a multiple of u (ours), and the last one ends when the link is idle.
+
     Args:
       bytes_per_second: B, of this direction.
       latency_s: seconds from a copy's submission until its first byte moves on an idle link.
+      unit_bytes: u, of the units in which copies move; 0: they stop at any byte, inf: where the link would be idle, or
+        begin another copy (`FifoLink`).
+      yields: False: copies neither come in units nor make way, so a collective waits until all that were submitted
+        before it have ended (reconstructed: the paper splits copies and holds them back so that all-reduces are not
+        delayed; with neither, one waits for what was issued before it. Hardware that shares a link fairly between both
+        would delay it less.)
 
     Raises:
-      ConfigError: the bandwidth is not a positive number, or the latency is negative.
+      ConfigError: the bandwidth is not a positive number, or the latency or the unit is negative.
     """
 
-    def __init__(self, bytes_per_second: float, latency_s: float = 0.0):
+    def __init__(self, bytes_per_second: float, latency_s: float = 0.0, unit_bytes: float = 0.0, yields: bool = True):
         if not 0 < bytes_per_second < math.inf:
             raise ConfigError(f"a link's bandwidth must be > 0 bytes/s, got {bytes_per_second}")
         if not 0 <= latency_s < math.inf:
             raise ConfigError(f"a link's latency must be >= 0 seconds, got {latency_s}")
+        if not unit_bytes >= 0:
+            raise ConfigError(f"a link's unit must be >= 0 bytes, got {unit_bytes}")
         self.bytes_per_second, self.latency_s = bytes_per_second, latency_s
+        self.unit_bytes, self.yields = unit_bytes, yields
+        self._delays = unit_bytes > 0 or not yields  # else nobody asks how far a copy is
         self._now = 0.0  # everything up to here has happened
         self._windows: deque[Window] = deque()  # that end after now
         self._held = 0.0  # seconds of those that do not
@@ -66,6 +91,8 @@ class Link:
         self._sharing: list[tuple[float, int, Job]] = []  # heap: the virtual service at which each one ends
         self._settled: deque[tuple[float, Job]] = deque()  # ends, in link time, that later copies cannot change
         self._ended: list[Job] = []  # not yet taken
+        self._stretches: deque[Stretch] = deque()  # that end after now, as far as is known
+        self._idle = 0.0  # link time at which the last of all there were ends
 
     @property
     def busy(self) -> bool:
@@ -94,10 +121,38 @@ class Link:
             raise ValueError(f"a copy of {num_bytes} bytes")
         self.advance(now)
         job = Job(num_bytes, tag, now, now + self.latency_s + num_bytes / self.bytes_per_second)
-        opened = min(now, self._windows[0].start) if self._windows else now
-        self._join(job, max(self._last, opened - self._held + self.latency_s))
+        time = self._link_time(now)
+        joins = max(self._last, time + self.latency_s)
+        self._join(job, joins)
+        if self._delays:
+            self._occupy(time, joins, num_bytes / self.bytes_per_second)
         self._num_jobs += 1
         return job
+
+    def turn(self, now: float) -> float:
+        """When a collective that asks for the link now may `hold` it: the unit under way moves to its end, no other one
+        begins. So it is at most u / B from now, and now if nothing moves. On a link that does not yield, when all
+        copies that were submitted have ended.
+
+        Raises:
+          ValueError: `now` is before an earlier event.
+        """
+        stretches = self._stretches
+        if not stretches:  # nothing has moved for a while
+            return now
+        self.advance(now)
+        time = self._link_time(now)
+        while stretches and stretches[0].end <= time + INSTANT:
+            stretches.popleft()
+        if not stretches:
+            return now
+        until, (start, end) = stretches[-1].end, stretches[0]
+        if self.yields:
+            unit, moved = self.unit_bytes / self.bytes_per_second, time - start - INSTANT
+            if moved <= 0:
+                return now
+            until = min(end, start + -(-moved // unit) * unit)
+        return max(now, self._on_clock(until))
 
     def hold(self, start: float, end: float) -> None:
         """Nothing moves in [start, end): other traffic goes first. Windows may lie ahead of everything else that is
@@ -172,6 +227,17 @@ class Link:
         self._last = at
         heapq.heappush(self._sharing, (self._service + job.num_bytes, self._num_jobs, job))
 
+    def _occupy(self, time: float, joins: float, seconds: float) -> None:
+        """Notes at link time `time` that the link moves `seconds` longer for a copy that joins at `joins`. On a
+        `FifoLink` that is when the one before has ended: each is a stretch of its own."""
+        stretches, start = self._stretches, max(joins, self._idle)
+        while stretches and stretches[0].end <= time:
+            stretches.popleft()
+        self._idle, idle = start + seconds, self._idle
+        if stretches and joins < idle - INSTANT:
+            start = stretches.pop().start
+        stretches.append(Stretch(start, self._idle))
+
     def _settle_first(self) -> None:
         self._last = self._first_leaves()
         self._service, _, job = heapq.heappop(self._sharing)
@@ -188,11 +254,15 @@ class Link:
         """When a copy ends that leaves at a link time. Rounding never lets it end early, or out of order."""
         return max(self._on_clock(leaves), job.earliest, after)
 
+    def _link_time(self, now: float) -> float:
+        """The link time at a time that is not before an earlier event."""
+        return (min(now, self._windows[0].start) if self._windows else now) - self._held
+
     def _on_clock(self, link_time: float) -> float:
         """The engine's time at a link time: the start of a window, not its end, when one is reached."""
         held = self._held
         for window in self._windows:
-            if link_time + held <= window.start:
+            if link_time + held <= window.start + INSTANT:
                 break
             held = window.held
         return link_time + held

@@ -2,7 +2,8 @@
 
 The exact recursion (LayerKV; research note on arXiv 2410.00428, decode and prefill pipelines): a layer starts when the
 layer before has ended and what it reads has landed; what it wrote may leave when it has ended. Its copies share the
-links with everything else that is under way there.
+links with everything else that is under way there. Where all-reduces travel over the links to the host, each waits for
+its turn there (`Link.turn`), and the layer with it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class StepCopies:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """When a step's layers ran. Layer l computed from the end of the layer before, plus its stall, to its end."""
+    """When a step's layers ran. Layer l ran from the end of the layer before, plus its stall, to its end: its seconds
+    and its waits."""
 
     ends: list[float]  # [L] seconds on the engine's clock
     stalls: list[float]  # [L] seconds in which nothing ran, because what the layer reads had not landed
+    waits: list[float]  # [L] seconds in which collectives of the layer waited for copies
 
 
 def run_layers(
@@ -48,6 +51,7 @@ def run_layers(
     link_out: Link,
     prefetch_depth: int,
     collective_seconds: float = 0.0,
+    collectives: int = 1,
 ) -> LayerTimes:
     """Runs one step's layers and submits its copies to the links, which keep what has not ended for later steps.
 
@@ -58,6 +62,8 @@ def run_layers(
 
     On a `FifoLink`, deeper prefetch, faster layers and better links never make a step slower. On a `Link`, deeper
     prefetch, faster layers and less latency can: a fetch that begins sooner takes its share from those needed before.
+    Where copies move in units, what comes sooner may meet one that has just begun: all this holds up to the time of a
+    unit for each collective.
 
     Args:
       start: seconds on the engine's clock; the links know of nothing later.
@@ -66,24 +72,27 @@ def run_layers(
       link_in: host to device.
       link_out: device to host.
       prefetch_depth: layers ahead of the one that computes whose fetches may be under way.
-      collective_seconds: how long the all-reduces between devices, at the end of each layer, hold both directions; 0
-        when they do not pass the links to the host.
+      collective_seconds: how long the all-reduces between devices hold both directions in each layer; 0 when they do
+        not pass the links to the host.
+      collectives: how many of them they are, each at the end of an equal part of the layer (ours).
 
     Raises:
-      ValueError: copies of a layer that does not exist, a layer shorter than its collectives, a depth below 0 (nothing
-        was submitted); a link that is ahead of `start`.
+      ValueError: copies of a layer that does not exist, a layer shorter than its collectives or with less than one, a
+        depth below 0 (nothing was submitted); a link that is ahead of `start`.
     """
     layers = range(len(layer_seconds))
     if prefetch_depth < 0:
         raise ValueError(f"a prefetch depth of {prefetch_depth}")
     if not 0 <= collective_seconds <= min(layer_seconds, default=0.0):
         raise ValueError(f"{collective_seconds} s of collectives in layers of {min(layer_seconds, default=0.0)} s")
+    if collectives < 1:
+        raise ValueError(f"{collectives} collectives in a layer")
     for layer in (*copies.fetches, *(layer for layer in copies.sends if layer != STEP_START)):
         if layer not in layers:
             raise ValueError(f"copies of layer {layer} in a step of {len(layers)} layers")
     incoming = deque(sorted(copies.fetches.items(), key=lambda item: item[0]))
     landing: dict[int, list[Job]] = {}
-    ends, stalls, end = [], [], start
+    ends, stalls, waits, end = [], [], [], start
     _submit(link_out, start, copies.sends.get(STEP_START, ()))
     for layer, seconds in enumerate(layer_seconds):
         while incoming and incoming[0][0] <= layer + prefetch_depth:
@@ -91,13 +100,30 @@ def run_layers(
             landing[ahead] = _submit(link_in, end, payloads)
         begin = max([end, *(link_in.completion(job) for job in landing.pop(layer, ()))])
         stalls.append(begin - end)
-        end = begin + seconds
-        ends.append(end)
+        end, waited = begin + seconds, 0.0
         if collective_seconds:
-            for link in (link_in, link_out):
-                link.hold(max(begin, end - collective_seconds), end)
+            end, waited = _compute(begin, seconds, (link_in, link_out), collective_seconds, collectives)
+        ends.append(end)
+        waits.append(waited)
         _submit(link_out, end, copies.sends.get(layer, ()))
-    return LayerTimes(ends, stalls)
+    return LayerTimes(ends, stalls, waits)
+
+
+def _compute(
+    begin: float, seconds: float, links: tuple[Link, Link], collective_seconds: float, collectives: int
+) -> tuple[float, float]:
+    """A layer of `seconds` whose collectives need both links at once. A link whose turn comes first stands still until
+    the other's comes. Returns when the layer ends, and how long its collectives waited."""
+    end, waited = begin, 0.0
+    for part in range(1, collectives + 1):
+        end = begin + seconds * part / collectives + waited
+        start = max(begin, end - collective_seconds / collectives)
+        turns = [link.turn(start) for link in links]
+        wait = max(turns) - start
+        end, waited = end + wait, waited + wait
+        for link, turn in zip(links, turns, strict=True):
+            link.hold(turn, end)
+    return end, waited
 
 
 def _submit(link: Link, now: float, payloads: Sequence[Payload]) -> list[Job]:

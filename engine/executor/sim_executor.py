@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.clock import VirtualClock
 from engine.config import EngineConfig
+from engine.costmodel.roofline import ALL_REDUCES
 from engine.costmodel.step_model import StepModel, StepWork
 from engine.executor.link import Link
 from engine.executor.overlap import STEP_START, Payload, StepCopies, run_layers
@@ -93,7 +94,7 @@ class SimExecutor:
                 begin += seconds
         collective = time.collective if cost.shares_host_link else 0.0
         copies = StepCopies(fetches, sends)
-        times = run_layers(begin + time.embed, layers, copies, *links, self.prefetch_depth, collective)
+        times = run_layers(begin + time.embed, layers, copies, *links, self.prefetch_depth, collective, ALL_REDUCES)
         return times.ends[-1] + time.tail
 
     def collect(self, ticket: Ticket) -> StepResult:

@@ -25,18 +25,25 @@ from engine.clock import WallClock
 from engine.memory.moves import Copy, Move
 from pallas_kernels import KVArena, KVBlock, gather_pages, scatter_pages
 
-PIECES = (1024, 128, 16)  # pages of one gathered array; the last size is padded
+PIECES = (1024, 128, 16)  # pages of one gathered array, but for those that are larger than a unit
 PADDING = -1
 
 
-def pieces(pages: np.ndarray) -> list[np.ndarray]:
-    """Cuts page ids [n] into arrays of the fixed sizes, the last one padded with -1."""
+def piece_sizes(page_bytes: int, unit_bytes: int | None) -> tuple[int, ...]:
+    """How many pages a gathered array may have, falling powers of two: at most a unit of bytes, at least one page.
+    None or 0: there is no unit."""
+    most = max(1, unit_bytes // page_bytes) if unit_bytes else PIECES[0]
+    return tuple(sorted({min(size, 1 << most.bit_length() - 1) for size in PIECES}, reverse=True))
+
+
+def pieces(pages: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Cuts page ids [n] into arrays of the falling `sizes`, the last one padded with -1."""
     out, at = [], 0
-    for size in PIECES[:-1]:
+    for size in sizes[:-1]:
         while len(pages) - at >= size:
             out.append(pages[at : at + size])
             at += size
-    small = PIECES[-1]
+    small = sizes[-1]
     padded = np.full(-(-(len(pages) - at) // small) * small, PADDING, np.int32)
     padded[: len(pages) - at] = pages[at:]
     return [*out, *np.split(padded, len(padded) // small)] if len(padded) else out
@@ -51,6 +58,7 @@ class Transfer:
     arrays: Any  # at the destination, list of KVBlock: to wait for; None once they have arrived
     num_bytes: int
     submitted: float
+    source: Any = None  # of a copy out, what the device gathers for it: nothing moves before; None once it has
     to_land: Any = None  # the same arrays, of a copy in: to scatter; None once that is dispatched
     done: threading.Event = field(default_factory=threading.Event)
     ok: bool = True
@@ -90,11 +98,15 @@ class Lane:
     def _wait_for(self, transfer: Transfer) -> None:
         transfer.start = max(transfer.submitted, self._free)
         try:
+            if not all(array.is_ready() for array in jax.tree.leaves(transfer.source)):
+                jax.block_until_ready(transfer.source)  # the host runs ahead of the device: this is no time of the link
+                transfer.start = self.clock.now()
+            transfer.source = None
             jax.block_until_ready(transfer.arrays)
         except Exception as error:  # the copy's own failure: reported with it
             logging.warning("a copy of %d bytes failed: %s", transfer.num_bytes, error)
             transfer.ok = False
-        transfer.arrays = None
+        transfer.arrays = transfer.source = None
         due = transfer.start + transfer.num_bytes * self.seconds_per_byte
         time.sleep(max(0.0, due - self.clock.now()))
         transfer.end = self._free = self.clock.now()
@@ -125,7 +137,10 @@ class Transfers:
         clock: WallClock,
         gbs: float | None,
         staging_bytes: int,
+        unit_bytes: int | None = None,
     ):
+        """`page_bytes` and `unit_bytes` (`piece_sizes`) are of all devices together."""
+        self._sizes = piece_sizes(page_bytes, unit_bytes)
         self.page_bytes, self.staging_bytes, self.clock = page_bytes, staging_bytes, clock
         self._device = kv_sharding
         self._pinned = kv_sharding.with_memory_kind("pinned_host")
@@ -148,13 +163,13 @@ class Transfers:
         num_bytes = len(move.pages) * self.page_bytes
         self._out.make_room(num_bytes, self.staging_bytes)
         try:
-            gathered = [self._gather(kv, jnp.asarray(p)) for p in pieces(move.pages + np.int32(first))]
+            gathered = [self._gather(kv, jnp.asarray(p)) for p in self._pieces(move.pages + np.int32(first))]
             arrays = jax.device_put(gathered, self._pinned)
         except Exception as error:
             self._fail(move, error)
         else:
             self._blocks[move.block] = arrays
-            self._out.start(Transfer(move, arrays, num_bytes, self.clock.now()))
+            self._out.start(Transfer(move, arrays, num_bytes, self.clock.now(), source=gathered))
 
     def fetch(self, move: Move) -> Transfer | None:
         """Starts a block's copy to the device; None when that failed. `land` puts it into the arena."""
@@ -179,7 +194,7 @@ class Transfers:
             return kv
         pages = transfer.move.pages
         pages = np.where(pages < 0, pages, pages + first)
-        for ids, block in zip(pieces(pages), arrays, strict=True):
+        for ids, block in zip(self._pieces(pages), arrays, strict=True):
             kv = self._scatter(kv, jnp.asarray(ids), block)
         return kv
 
@@ -206,11 +221,15 @@ class Transfers:
 
     def warm_up(self, kv: KVArena) -> KVArena:
         """Compiles the gathers and scatters by moving nothing."""
-        for size in PIECES:
+        for size in self._sizes:
             nowhere = jnp.asarray(np.full(size, PADDING, np.int32))
             block = jax.device_put(jax.device_put(self._gather(kv, nowhere), self._pinned), self._device)
             kv = self._scatter(kv, nowhere, block)
         return kv
+
+    def _pieces(self, pages: np.ndarray) -> list[np.ndarray]:
+        """A block's page ids by gathered array."""
+        return pieces(pages, self._sizes)
 
     def _fail(self, move: Move, why: Exception | str) -> None:
         logging.warning("a copy of %d pages could not be started: %s", len(move.pages), why)

@@ -20,6 +20,7 @@ def pattern_engine(
     num_slots: int = 4,
     policy: str = "vllm_v0",
     preemption: str | None = None,
+    order: str = "fcfs",
     async_depth: int = 1,
     watermark: float = 0.0,
     max_batched_tokens: int = 64,
@@ -36,6 +37,7 @@ def pattern_engine(
         cache=CacheConfig(store, page_size, host_bytes=host_pages * PAGE_BYTES, transient_pages=transient_pages),
         scheduler=SchedulerConfig(
             policy=policy,
+            order=order,
             max_num_seqs=num_slots,
             watermark=watermark,
             preemption=preemption or ("swap" if host_pages else "recompute"),

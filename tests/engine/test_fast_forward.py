@@ -45,6 +45,7 @@ def sim_engine(
     host_pages=0,
     stages=1,
     spare=0,
+    unit=0.0,
     **scheduler,
 ):
     """An engine over `cost`; `store` may be "blocks", or "staged": one pool per layer, the second with `spare` pages
@@ -65,12 +66,12 @@ def sim_engine(
         kv = make_store(store, num_pages, 2, pages_per_chunk, 8, 16, max_context, host)
     memory = MemoryPlan(kv.num_pages, pages_per_chunk, 1, max_context, "", 256, 0, 0, 0, 0)
     clock = VirtualClock()
-    links = [(Link(256.0), Link(256.0)) for _ in range(stages)]
+    links = [(Link(256.0, 0.0, unit), Link(256.0, 0.0, unit)) for _ in range(stages)]
     executor = SimExecutor(cost, config, clock, 1, *links[0])
     if stages > 1:
         parts = (
-            FlatCost(host=cost.host, layers=range(1)),
-            FlatCost(1 / 128, 1 / 2048, host=cost.host, layers=range(1, 2)),
+            FlatCost(host=cost.host, layers=range(1), collective=cost.collective),
+            FlatCost(1 / 128, 1 / 2048, host=cost.host, layers=range(1, 2), collective=cost.collective),
         )
         executor = PipelineExecutor(parts, config, clock, 1, links)
     return Engine(MODEL, config, memory, kv, executor, clock)
@@ -116,7 +117,7 @@ LOADS = {
 quick = settings(max_examples=40, deadline=None)
 
 
-def load(policy, rows, depth, pages, host, order, watermark, swap, chunk=1):
+def load(policy, rows, depth, pages, host, order, watermark, swap, chunk=1, collective=0.0):
     """Requests that fit a pool of `pages`, and how an engine for them is made."""
     context = 16 * (pages // 2 // chunk) * chunk
     requests = [
@@ -125,7 +126,8 @@ def load(policy, rows, depth, pages, host, order, watermark, swap, chunk=1):
     ]
     settings = {"policy": policy, "order": order, "watermark": watermark, "preemption": "swap" if swap else "recompute"}
     sizes = {"num_pages": pages, "pages_per_chunk": chunk, "max_context": context, "host_pages": 200 * swap}
-    return requests, lambda **more: sim_engine(FlatCost(host=host), depth=depth, **sizes, **settings, **more)
+    cost = FlatCost(host=host, collective=collective)
+    return requests, lambda **more: sim_engine(cost, depth=depth, **sizes, **settings, **more)
 
 
 def same_at_once_as_step_by_step(make, requests):
@@ -151,6 +153,16 @@ def test_and_so_it_is_in_a_pipeline(policy, spare, **case):
     """Two stages with pools of their own: steps overlap, rows wait for their own tokens only."""
     requests, make = load(policy, **case)
     same_at_once_as_step_by_step(lambda: make(store="staged", stages=2, spare=spare), requests)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@settings(quick, max_examples=20)
+@given(**LOADS | {"swap": st.just(True), "pages": st.just(48)}, unit=st.sampled_from([1, 16, 300]))
+def test_and_so_it_is_when_all_reduces_wait_for_copies(stages, unit, **case):
+    """Swapped sequences leave and come back in units, on links that all-reduces hold for 1/512 s a layer."""
+    requests, make = load("vllm_v1", **case, collective=1 / 512)
+    store = "staged" if stages > 1 else "paged"
+    same_at_once_as_step_by_step(lambda: make(store=store, stages=stages, unit=unit), requests)
 
 
 @pytest.mark.parametrize("policy", ["vllm_v0", "vllm_v1", "chunked"])

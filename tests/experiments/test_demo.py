@@ -46,6 +46,12 @@ def test_points_share_requests_and_the_control_has_room(model, tmp_path):
     for ids in zip(*(sorted(r) for r in requests), strict=True):
         same = [requests[k][i] for k, i in enumerate(ids)]
         assert len({(r["id"], r["arrival_s"], r["output_len"]) for r in same}) == 1
+    sides = line["saturated"]
+    assert [s["policy"] for s in sides] == ["vllm_v0", "layerkv"] and "requests/s when all come at once" in stdout
+    ours, theirs = (rows(out / f"saturated-{s['policy']}/requests.jsonl") for s in sides)
+    assert len(ours) == sides[0]["completed"] == sides[1]["completed"] == 32
+    assert all(ours[i]["arrival_s"] == theirs[i]["arrival_s"] for i in ours), "both serve the same arrivals"
+    assert all(0 <= s["slo_attainment"] <= 1 and s["output_throughput"] > 0 for s in sides)
     if importlib.util.find_spec("matplotlib"):
         assert line["figure"] == f"{out}/ttft.png"
         assert (out / "ttft.png").stat().st_size > 10_000 and (out / "ttft.pdf").exists()
@@ -72,6 +78,7 @@ BAD = {
     "--workload=azure:none.csv": "none.csv: cannot read the trace",
     "--workload=azure-like:num=5,num=6": "num is given twice",
     "--workload=synthetic:scale_prompt=2": "scale_prompt is given twice",
+    "--link_gbs=1": "link_gbs and layerkv_tpot_slo follow from what is measured",
     "--num_pages=100": "the demo sizes the KV pool itself",
     "--model=no-such-preset": "no-such-preset",
 }

@@ -98,6 +98,24 @@ def test_a_flagfile_repeats_the_configuration_without_the_file(parsed, tmp_path)
     assert "--out" not in flagfile.read_text()
 
 
+def test_units_of_the_link(parsed):
+    parsed("--link_unit=2MB", "--executor=sim", "--nolink_aware")
+    config = common_flags.engine_config_from_flags()
+    assert (config.link_unit_bytes, config.sim.link_aware) == (2_000_000, False)
+    assert common_flags.laid_over(config, "link_unit=1MiB").link_unit_bytes == 1 << 20
+
+
+def test_a_flagfile_keeps_that_copies_are_whole(parsed, tmp_path):
+    file, flagfile = tmp_path / "config.json", tmp_path / "flags.txt"
+    file.write_text('{"link_unit_bytes": null}')
+    parsed(f"--config={file}")
+    assert common_flags.engine_config_from_flags().link_unit_bytes is None
+    flagfile.write_text(flagfile_text())
+    file.unlink()
+    parsed(f"--flagfile={flagfile}")
+    assert common_flags.engine_config_from_flags().link_unit_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -134,6 +152,8 @@ ABSURD = {
     "--workload=nowhere.py:mine": "there is no file nowhere.py",
     "--watermark=2": "watermark must be in [0, 1)",
     "--dtype=int4": "value should be one of <bfloat16|float16|float32>",
+    "--link_unit=4Mbit": "expected bytes such as",
+    "--link_aware=false": "--link_aware=False is for --executor=sim",
     "--no_such_flag": "Unknown command line flag 'no_such_flag'",
     "--model=": "--model is missing",
     "--workload=azur:x": "unknown name 'azur'",

@@ -86,7 +86,7 @@ def interrupted(tmp_path):
     record.unfinished(WorkloadRequest("d", 6.0, 7, 9), metrics(arrival=T0 + 6.0, times=(), finished=False))
     copies = (
         Copy(True, 0, 0, True, 1000, T0 + 3.0, T0 + 3.5),
-        Copy(False, 0, 1, True, 500, T0 + 3.25, T0 + 3.75),
+        Copy(False, 0, 1, True, 500, T0 + 3.25, T0 + 3.75, (), True),
     )
     fields = STEP | {"num_preempted": 0, "num_finished": 0}
     device = [{"device_start": T0 + a, "device_end": T0 + b} for a, b in ((3.0, 3.75), (4.25, 7.5))]
@@ -121,12 +121,14 @@ def test_copies_have_a_track_per_direction(interrupted):
     timeline.write(interrupted)
     labels, tracks = names(interrupted, timeline.COPIES), spans(interrupted, timeline.COPIES)
     shown = {
-        labels[t]: [(e["name"], e["ts"] / 1e6, e["dur"] / 1e6, e["args"]["bytes"]) for e in es]
+        labels[t]: [
+            (e["name"], e["ts"] / 1e6, e["dur"] / 1e6, *(e["args"][k] for k in ("kind", "bytes", "gbs"))) for e in es
+        ]
         for t, es in tracks.items()
     }
     assert shown == {
-        "device to host": [("layer 0", 3.0, 0.5, 1000)],
-        "host to device": [("layer 1", 3.25, 0.5, 500)],
+        "device to host": [("layer 0", 3.0, 0.5, "leaves its pages", 1000, 2e-6)],
+        "host to device": [("layer 1", 3.25, 0.5, "streamed into transient pages", 500, 1e-6)],
     }
     counters = [e["args"]["host_bytes"] for e in events(interrupted) if e["ph"] == "C" and e["name"] == "host_bytes"]
     assert counters == [0, 7]
@@ -138,6 +140,10 @@ def test_what_the_device_did_of_the_steps_is_a_track_with_gaps(interrupted):
     labels, tracks = names(interrupted, timeline.ENGINE), spans(interrupted, timeline.ENGINE)
     shown = {labels[t]: [(e["ts"] / 1e6, e["dur"] / 1e6) for e in es] for t, es in tracks.items()}
     assert shown == {"steps": [(3.0, 1.0), (4.0, 4.0)], "device": [(3.0, 0.75), (4.25, 3.25)]}
+    assert [(e["name"], e["args"]["step"]) for e in tracks[2]] == [
+        ("prefill 2 + decode 2", 1),
+        ("prefill 2 + decode 2", 2),
+    ]
 
 
 def test_a_row_cut_off_by_a_crash_is_left_out_and_a_bad_one_named(interrupted):

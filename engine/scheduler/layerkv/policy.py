@@ -149,10 +149,13 @@ class LayerKV(BasePolicy):
         ready = self.store.ready(slots)
         at_home, away = slots[~parked & ready], slots[parked & ready]
         rows, num_preempted = self._make_room(at_home)
-        if len(rows) == len(at_home) and len(away) and not num_preempted:
+        have_room = len(rows) == len(at_home)
+        if have_room and len(away) and not num_preempted:
             more, num_preempted = self._from_host(away, at_home, min(spare, self.store.num_free_pages))
             rows = np.concatenate([rows, more])
-        while state.swapped and not num_preempted and (slot := self.swap_in()) is not None:
+            have_room = len(rows) > 0
+        # What is free belongs to rows that wait for pages, or these would leave again for them.
+        while state.swapped and have_room and not num_preempted and (slot := self.swap_in()) is not None:
             if state.cached[slot] >= state.prefill_length[slot]:  # else it goes on with its prompt: `_chunks`
                 rows = np.append(rows, np.int32(slot))
         self._turn[rows] = state.step + 1
@@ -186,7 +189,8 @@ class LayerKV(BasePolicy):
         """Parked sequences that decode beside those `at_home`, and how many were preempted for them. What the link can
         do meanwhile goes first to layers that come home, into at most `spare` pages; then to rows that are streamed."""
         hidden = self._hidden_pages(at_home) if len(at_home) else np.inf
-        hidden -= self.residency.come_home(away, min(spare, hidden))
+        growth = int(self.store.lacking(away, self.state.cached[away] + 1).sum())
+        hidden -= self.residency.come_home(away, min(spare, hidden), growth)
         rows = self._streamed(away, hidden if len(at_home) else np.inf)
         if not len(at_home):
             return self._make_room(rows)

@@ -11,7 +11,6 @@ from collections import defaultdict
 
 import numpy as np
 
-from engine.errors import OutOfPages
 from engine.memory.parking import ParkingStore
 from engine.scheduler.layerkv.config import LayerKVConfig
 from engine.scheduler.layerkv.layer_order import order_home, order_out
@@ -76,9 +75,10 @@ class Residency:
                 going += full
         return sum(self._park(layer, *map(list, zip(*some, strict=True))) for layer, some in chosen.items())
 
-    def come_home(self, slots: np.ndarray, num_pages: float) -> int:
-        """Brings parked layers of sequences `slots` home, in this order, into at most so many pages. Returns how many
-        they take."""
+    def come_home(self, slots: np.ndarray, num_pages: float, growth: int) -> int:
+        """Brings parked layers of sequences `slots` home, in this order, into at most so many pages, and leaves
+        `growth` pages of every layer for the next tokens: what came home would have to leave for them at once. Returns
+        how many pages they take."""
         store, taken = self.store, 0
         for slot in slots.tolist():
             ranges = store.parked[slot]
@@ -87,12 +87,11 @@ class Residency:
                 if not store.is_parked(slot, layer):
                     continue  # more of it is on its way out
                 size = int(sizes[layer])
-                if taken + size > num_pages:
+                counts = np.full(store.num_layers, growth)
+                counts[layer] += size
+                if taken + size > num_pages or not store.pool.fits(counts):
                     return taken
-                try:
-                    store.bring_home(slot, layer)
-                except OutOfPages:  # in chunks
-                    return taken
+                store.bring_home(slot, layer)
                 taken += size
         return taken
 

@@ -1,5 +1,6 @@
 """A step's layers and copies: schedules worked out by hand, the real executor's `_land` on a virtual link, and laws."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -24,8 +25,8 @@ def payloads(**sizes: list[int]) -> dict[int, list[Payload]]:
 
 def test_without_copies():
     times = run_layers(5, [1, 2, 3], StepCopies(), Link(1), Link(1), prefetch_depth=1)
-    assert times == LayerTimes(ends=[6, 8, 11], stalls=[0, 0, 0])
-    assert run_layers(5, [], StepCopies(), Link(1), Link(1), 1) == LayerTimes([], [])
+    assert times == LayerTimes(ends=[6, 8, 11], stalls=[0, 0, 0], waits=[0, 0, 0])
+    assert run_layers(5, [], StepCopies(), Link(1), Link(1), 1) == LayerTimes([], [], [])
 
 
 @pytest.mark.parametrize(
@@ -47,20 +48,20 @@ def test_fetches(kind, depth, ends, stalls):
     """Three layers of 2 s, each reading 30 bytes that come at 10 bytes/s."""
     copies = StepCopies(fetches=payloads(l2=[30], l0=[30], l1=[30]))
     times = run_layers(0, [2, 2, 2], copies, LINKS[kind](10), LINKS[kind](10), depth)
-    assert times == LayerTimes(ends, stalls)
+    assert times == LayerTimes(ends, stalls, [0.0] * len(ends))
 
 
 def test_a_layer_waits_for_all_of_its_fetches():
     copies = StepCopies(fetches=payloads(l1=[10, 30]))
     times = run_layers(0, [2, 2], copies, FifoLink(10), FifoLink(10), prefetch_depth=1)
-    assert times == LayerTimes(ends=[2, 6], stalls=[0, 2])
+    assert times == LayerTimes(ends=[2, 6], stalls=[0, 2], waits=[0, 0])
 
 
 def test_sends_leave_when_their_layer_has_ended():
     """A prefill's layers of 2 s, 30 bytes each to send at 10 bytes/s, behind 5 bytes that were sent at the start."""
     link_in, link_out = FifoLink(10), FifoLink(10)
     copies = StepCopies(sends={STEP_START: [Payload(5, "start")], **payloads(l0=[30], l1=[10, 20], l2=[30])})
-    assert run_layers(1, [2, 2, 2], copies, link_in, link_out, 1) == LayerTimes([3, 5, 7], [0, 0, 0])
+    assert run_layers(1, [2, 2, 2], copies, link_in, link_out, 1) == LayerTimes([3, 5, 7], [0, 0, 0], [0, 0, 0])
     jobs = link_out.take_ended(99)
     assert [(job.tag, job.submitted, job.end) for job in jobs] == [
         ("start", 1, 1.5),
@@ -78,7 +79,7 @@ def test_links_are_kept_from_step_to_step():
     homecoming = link_in.submit(2, 20, "home")
     copies = StepCopies(fetches=payloads(l0=[10]), sends=payloads(l0=[10]))
     times = run_layers(times.ends[-1], [1, 1], copies, link_in, link_out, 1)
-    assert times == LayerTimes(ends=[6, 7], stalls=[3, 0]) and link_in.take_ended(7)[0] is homecoming
+    assert times == LayerTimes(ends=[6, 7], stalls=[3, 0], waits=[0, 0]) and link_in.take_ended(7)[0] is homecoming
     assert [(job.submitted, job.end) for job in link_out.take_ended(7)] == [(2, 6), (6, 7)]
 
 
@@ -87,7 +88,9 @@ def test_collectives_hold_both_directions():
     link_in, link_out = Link(10), Link(10)
     copies = StepCopies(fetches=payloads(l1=[25]), sends=payloads(l0=[20]))
     times = run_layers(0, [2, 2, 2], copies, link_in, link_out, 1, collective_seconds=0.5)
-    assert times == LayerTimes(ends=[2, 5, 7], stalls=[0, 1, 0])  # 15 bytes by 1.5, 10 more from 2 to 3
+    assert times == LayerTimes(
+        ends=[2, 5, 7], stalls=[0, 1, 0], waits=[0, 0, 0]
+    )  # 15 bytes by 1.5, 10 more from 2 to 3
     (job,) = link_out.take_ended(7)
     assert (job.submitted, job.end) == (2, 4)
     link_out.submit(7, 10)
@@ -103,6 +106,46 @@ def test_collectives_all_the_time():
     assert job.end == pytest.approx(1.1)
 
 
+@pytest.mark.parametrize(
+    "sizes, unit, yields, ends, left",
+    [
+        # the copy moves until 1.5, 2 to 3.5, 4 to 5
+        ([40], 0, True, [2, 4, 6], [5]),
+        # units end at 2 and 4 of link time: the first all-reduce waits from 1.5 to 2, the second from 4 to 4.5
+        ([40], 20, True, [2.5, 5, 7], [4.5]),
+        ([20, 20], math.inf, True, [2.5, 5, 7], [2, 4.5]),
+        ([40], math.inf, True, [4.5, 6.5, 8.5], [4]),
+        ([20, 20], 20, False, [4.5, 6.5, 8.5], [2, 4]),
+    ],
+)
+def test_collectives_wait_for_the_unit_under_way(sizes, unit, yields, ends, left):
+    """Layers of 2 s, the last half second an all-reduce's, while 40 bytes leave at 10 bytes/s."""
+    link_in, link_out = (FifoLink(10, 0, unit, yields) for _ in range(2))
+    copies = StepCopies(sends={STEP_START: [Payload(n) for n in sizes]})
+    times = run_layers(0, [2, 2, 2], copies, link_in, link_out, 1, collective_seconds=0.5)
+    assert times.ends == ends and sum(times.waits) == ends[-1] - 6 and times.stalls == [0, 0, 0]
+    assert [job.end for job in link_out.take_ended(99)] == left
+
+
+def test_a_collective_waits_for_both_directions():
+    """Out, a unit ends at 1.75; in, one at 2. The next one out does not begin in between."""
+    link_in, link_out = FifoLink(10, 0, 20), FifoLink(10, 0, 17.5)
+    copies = StepCopies(fetches=payloads(l2=[40]), sends={STEP_START: [Payload(35)]})
+    times = run_layers(0, [2, 2, 2], copies, link_in, link_out, 2, collective_seconds=0.5)
+    # then both move from 2.5 on; at 4 they are at 3.25 and 3.5, and end at 3.5 and 4 of link time
+    assert times == LayerTimes(ends=[2.5, 5, 7], stalls=[0, 0, 0], waits=[0.5, 0.5, 0])
+    assert link_out.take_ended(9)[0].end == 4.25 and link_in.take_ended(9)[0].end == 4.5
+
+
+def test_every_collective_of_a_layer_waits():
+    """Two in each layer of 4 s, at 1.5 to 2 and at the end; units of 2 s."""
+    link_in, link_out = FifoLink(10), FifoLink(10, 0, 20)
+    copies = StepCopies(sends={STEP_START: [Payload(60)]})
+    times = run_layers(0, [4, 4], copies, link_in, link_out, 1, collective_seconds=1, collectives=2)
+    # from 1.5 to 2, held to 2.5; from 4 (3.5 of link time) to 4.5, to 5; then 6.5 (5.5) to 7, to 7.5; nothing is left
+    assert times == LayerTimes(ends=[5, 9.5], stalls=[0, 0], waits=[1, 0.5])
+
+
 @dataclass(frozen=True)
 class Step:
     """A step and the links that it runs on."""
@@ -116,18 +159,24 @@ class Step:
     kind: str = "fifo"
     rate: float = 8.0
     start: float = 1.0
+    unit: float = 0.0
+    yields: bool = True
+    collectives: int = 1
 
     def links(self) -> tuple[Link, Link]:
-        return LINKS[self.kind](self.rate, self.latency), LINKS[self.kind](self.rate, self.latency)
+        made = LINKS[self.kind]
+        return tuple(made(self.rate, self.latency, self.unit, self.yields) for _ in range(2))
 
     def run(self) -> LayerTimes:
         """Its times, and nothing it could have broken."""
         fetches, sends = ({i: [Payload(n, i) for n in of] for i, of in d.items()} for d in (self.fetches, self.sends))
         link_in, link_out = self.links()
         times = run_layers(
-            self.start, self.seconds, StepCopies(fetches, sends), link_in, link_out, self.depth, self.collective
-        )
-        begins = [end - s for end, s in zip(times.ends, self.seconds, strict=True)]
+            self.start, self.seconds, StepCopies(fetches, sends), link_in, link_out, self.depth, self.collective,
+            self.collectives,
+        )  # fmt: skip
+        assert all(wait >= 0 for wait in times.waits)
+        begins = [end - s - wait for end, s, wait in zip(times.ends, self.seconds, times.waits, strict=True)]
         befores = [self.start, *times.ends]
         for begin, before, stall in zip(begins, befores[:-1], times.stalls, strict=True):
             assert stall >= 0 and begin == pytest.approx(before + stall)
@@ -183,7 +232,7 @@ def test_as_the_real_executor_lands(step):
         stalls.append(transfers.now - before)
         transfers.now += seconds
         ends.append(transfers.now)
-    assert step.run() == LayerTimes(ends, stalls)
+    assert step.run() == LayerTimes(ends, stalls, [0.0] * len(ends))
 
 
 @settings(max_examples=300, deadline=None)
@@ -225,6 +274,78 @@ def test_better_is_never_slower(step):
         assert all(x <= y + SLACK for x, y in zip(others, ends, strict=True)), name
 
 
+@st.composite
+def yielding_steps(draw):
+    """All-reduces on the links, once or twice a layer, and copies in units."""
+    step = draw(steps())
+    collective = draw(st.sampled_from([1 / 3, 1.0])) * min(step.seconds)
+    unit = draw(st.sampled_from([0.5, 3.0, 10.0, 64.0, math.inf]))
+    return replace(step, collective=collective, unit=unit, collectives=draw(st.integers(1, 2)))
+
+
+def no_later(better: list[float], worse: list[float], by=0.0) -> bool:
+    """No layer l of `better` ends later than in `worse`, or by more than `by` for each layer so far."""
+    return all(x <= y + by * i + SLACK for i, (x, y) in enumerate(zip(better, worse, strict=True), 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(yielding_steps(), st.sampled_from([0.5, 3.0, 10.0]))
+def test_no_collective_waits_for_more_than_a_unit(step, unit):
+    """One after the other, a layer comes no sooner than with copies that stop at once, and no later than by what its
+    collectives and those before waited at most. If nothing is read (what lands while a collective waits holds up no
+    layer), whole copies are no worse than copies that do not yield."""
+    step = replace(step, unit=unit)
+    times, most = step.run(), step.collectives * unit / step.rate
+    assert all(wait <= most + SLACK for wait in times.waits)
+    step = replace(step, kind="fifo")
+    ends, stopping = step.run().ends, replace(step, unit=0.0).run().ends
+    assert no_later(stopping, ends) and no_later(ends, stopping, by=most)
+    whole, unaware = (replace(step, unit=math.inf, yields=y).run().ends for y in (True, False))
+    assert no_later(stopping, whole) and no_later(stopping, unaware)
+    whole, unaware = (replace(step, fetches={}, unit=math.inf, yields=y).run().ends for y in (True, False))
+    assert no_later(whole, unaware)
+
+
+@settings(max_examples=200, deadline=None)
+@given(yielding_steps())
+def test_units_of_nothing_stop_at_once(step):
+    """What today's link gives; under processor sharing too."""
+    small, stopping = replace(step, unit=1e-9).run(), replace(step, unit=0.0).run()
+    assert small.ends == pytest.approx(stopping.ends, abs=1e-6) and max(stopping.waits) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(yielding_steps(), st.booleans())
+def test_units_change_nothing_without_copies_or_without_collectives(step, yields):
+    """To the bit."""
+    for other in (replace(step, fetches={}, sends={}), replace(step, collective=0.0)):
+        times = replace(other, yields=yields).run()
+        assert times == replace(other, unit=0.0).run() and max(times.waits) == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(yielding_steps())
+def test_better_is_later_by_a_unit_for_each_collective_at_most(step):
+    """More bandwidth, less latency, nothing to send, one after the other: what comes sooner may meet a unit that has
+    just begun. Where copies do not yield, there are none to meet: better is never slower."""
+    step = replace(step, kind="fifo")
+    most = step.collectives * step.unit / step.rate
+    better = {"rate": step.rate * 1.5, "latency": step.latency / 2, "sends": {}}
+    for name, value in better.items():
+        other = replace(step, **{name: value})
+        assert no_later(other.run().ends, step.run().ends, by=most), name
+        unaware, others = (replace(s, yields=False).run().ends for s in (step, other))
+        assert no_later(others, unaware), name
+
+
+@pytest.mark.parametrize("rate, ends", [(10, [2, 4]), (15, [2, 4.5])])
+def test_more_bandwidth_can_meet_a_unit_that_has_just_begun(rate, ends):
+    """72 bytes leave from 2 on in units of 15, which end at 3.5 and 5, or at 3, 4, 5, when an all-reduce wants to run
+    from 3.5 to 4."""
+    step = Step([2, 2], {}, {0: [72]}, depth=1, collective=0.5, rate=rate, start=0, unit=15)
+    assert step.run().ends == ends
+
+
 @pytest.mark.parametrize("kind, slow, fast", [("ps", [2, 8, 9], [1, 9, 10]), ("fifo", [2, 6, 9], [1, 6, 9])])
 def test_sharing_can_punish_a_faster_layer(kind, slow, fast):
     """Layers 1 and 2 fetch 4 bytes each at 1 byte/s. When layer 0 takes 1 s less, the fetch of layer 2 begins 1 s
@@ -248,3 +369,8 @@ def test_sharing_can_punish_a_faster_layer(kind, slow, fast):
 def test_wrong_steps(layers, copies, depth, collective, message):
     with pytest.raises(ValueError, match=message):
         run_layers(0, [1.0] * layers, copies, Link(1), Link(1), depth, collective)
+
+
+def test_a_layer_without_a_collective():
+    with pytest.raises(ValueError, match="0 collectives in a layer"):
+        run_layers(0, [1.0], StepCopies(), Link(1), Link(1), 1, 1.0, collectives=0)

@@ -30,9 +30,9 @@ def back(block, layer, pages, transient=False):
     return Move(False, block, layer, np.arange(pages, dtype=np.int32), ("a",), transient)
 
 
-def executor(cost, depth=1, rate=256.0, kind=Link, prefetch_depth=1):
+def executor(cost, depth=1, rate=256.0, kind=Link, prefetch_depth=1, unit=0.0):
     config = EngineConfig(async_depth=depth, prefetch_depth=prefetch_depth)
-    return SimExecutor(cost, config, VirtualClock(), 1, kind(rate), kind(rate))
+    return SimExecutor(cost, config, VirtualClock(), 1, kind(rate, 0.0, unit), kind(rate, 0.0, unit))
 
 
 ONE_SECOND = {"base": 1.0, "row": 0.0, "kv": 0.0, "token": 0.0}  # in two layers; moving a page on the device: 1/4096 s
@@ -78,6 +78,18 @@ def test_what_is_regathered_leaves_behind_its_layer():
     assert (copy.transient, copy.start, copy.end) == (True, 1.625, 2.625)
 
 
+@pytest.mark.parametrize("kind", [Link, FifoLink])
+def test_the_two_all_reduces_of_a_layer_wait_for_a_unit_each(kind):
+    """Layers of 0.75 s, each half of which ends with 1/8 s of all-reduce; a quarter of a second to gather 1,024 pages,
+    which move in units of 3/16 s. All four all-reduces ask 1/16 s behind a unit's beginning."""
+    e = executor(FlatCost(**ONE_SECOND, collective=0.25), kind=kind, unit=48)
+    result = e.collect(e.submit(plan(moves=(out(7, 0, 1024),), positions=[0])))
+    assert result.end == 0.25 + 2 * 0.75 + 4 / 8
+    (copy,) = e.wait_for_copies()
+    assert (copy.start, copy.end) == (0.25, 0.25 + 4 + 4 / 8)
+    assert e.collect(e.submit(plan(2, positions=[1]))).end == 4.75 + 1.5  # nothing waits without copies
+
+
 def test_a_copy_is_reported_once_and_not_before_it_ended():
     """Two steps of 1 s are under way when a copy ends at 1.5 s."""
     e = executor(FlatCost(**ONE_SECOND))
@@ -99,9 +111,10 @@ MOVES = st.lists(st.tuples(st.booleans(), st.integers(0, 1), st.integers(1, 400)
 STEPS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 200), MOVES), min_size=1, max_size=6)
 
 
-def served(steps, kind=Link, rate=256.0, depth=1):
+def served(steps, kind=Link, rate=256.0, depth=1, collective=0.0, unit=0.0):
     """Start and end of each step, and all copies; results are collected `depth` steps late."""
-    e, block, tickets, results = executor(FlatCost(host=1 / 512), depth, rate, kind), 0, [], []
+    e, block = executor(FlatCost(host=1 / 512, collective=collective), depth, rate, kind, unit=unit), 0
+    tickets, results = [], []
     for number, (rows, tokens, moves) in enumerate(steps, 1):
         prefills = (Prefill(99, 0, np.zeros(tokens, np.int32), True),) if tokens else ()
         made = tuple((out if o else back)(block + i, layer, n) for i, (o, layer, n) in enumerate(moves))
@@ -138,6 +151,17 @@ def test_laws(steps, kind, depth):
             assert c.end - c.start >= c.num_bytes / 256 - 1e-9
             inside = [d for d in ended if d.start >= c.start and d.end <= c.end]
             assert sum(d.num_bytes for d in inside) <= 256 * (c.end - c.start) * (1 + 1e-9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps=STEPS, depth=st.integers(0, 1), unit=st.sampled_from([1, 16, 100]))
+def test_units_delay_each_all_reduce_by_one_at_most(steps, depth, unit):
+    """One copy after the other, on links that all-reduces hold for 1/256 s a layer."""
+    stopping, _ = served(steps, FifoLink, 256.0, depth, 1 / 256)
+    results, copies = served(steps, FifoLink, 256.0, depth, 1 / 256, unit)
+    for i, (a, b) in enumerate(zip(stopping, results, strict=True), 1):
+        assert a.end - 1e-9 <= b.end <= a.end + 4 * i * unit / 256 + 1e-9
+    assert sum(c.num_bytes for c in copies) == sum(n for *_, moves in steps for _, _, n in moves)
 
 
 @settings(max_examples=80, deadline=None)
