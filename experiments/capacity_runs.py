@@ -17,40 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from engine import Engine
 from experiments.bisection import LOW, Bracket, Search, crossings, drive, rate_at, search
 from experiments.capacity_places import TUNED_ON, Site, needs_host
-from experiments.objectives import Shares, objectives
-from experiments.outcomes import serve_once
+from experiments.judged import judge
+from experiments.objectives import Shares
 from experiments.points import Point, run_points
-from experiments.replay import StopFlag
 from experiments.tuning import POLICIES
 
 SLACK = 1e-9  # of attainment: a mean of shares
-EARLIER = 1e-9  # seconds: an arrival on the clock is a sum
 JUDGED_ON = (0, 1, 2)  # workload seeds; settings were chosen on another
-
-
-def judge(point: Point) -> dict[str, Any]:
-    """One run: `shares` of the second half of the requests by scale and set, `rate` (requests/s that all were completed
-    at) and `asked` (bytes of host tier that were wanted at once). It follows from the point alone.
-
-    Raises:
-      FolioError: a point that cannot be run, or a run in which no request completes.
-    """
-    engine = Engine.from_pretrained(point.model, point.config)
-    requests = point.requests()
-    served = serve_once(engine, requests, StopFlag())
-    assert served is not None  # nobody sets the flag
-    outcomes, window = served
-    host, page = getattr(engine.store, "host", None), engine.memory.page_bytes * point.config.tensor
-    late = requests[len(requests) // 2 :]
-    judged = [m for m in outcomes.completed if m.arrival >= window.start + late[0].arrival_s - EARLIER]
-    return {
-        "shares": objectives().shares(judged, len(late)),
-        "rate": len(outcomes.completed) / window.seconds,
-        "asked": host.asked * page if host else 0,
-    }
 
 
 @dataclass(frozen=True)

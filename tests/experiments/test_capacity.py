@@ -15,8 +15,9 @@ from experiments import capacity, capacity_runs, outcomes
 from experiments.bisection import STEP, rate_at
 from experiments.capacity import Grid, Study
 from experiments.capacity_places import FIXED, TUNED_ON, Family, Place, Site, look
-from experiments.capacity_runs import Ask, Bench, judge, tuning_ask
+from experiments.capacity_runs import Ask, Bench, tuning_ask
 from experiments.capacity_tables import best, picked, ratio
+from experiments.judged import judge
 from experiments.objectives import ALL, PAPER, SETS, objectives
 from experiments.points import Point
 from experiments.replay import StopFlag
