@@ -274,9 +274,10 @@ class Engine:
                 self.state.check()
             if unmapped is not None:
                 unmapped[plan.deltas[:, 3]] = True
+                unmapped[0] = False  # the zero page: table entries of pages that are never on the device point to it
                 for move in plan.moves:
                     unmapped[move.pages] &= not move.out  # still to be read
-                self.executor.poison(np.pad(unmapped, (0, self.config.cache.num_transient)))
+                self.executor.poison(np.pad(unmapped, (0, self.config.cache.num_transient), constant_values=True))
             ticket = self.executor.submit(plan)
         except BaseException:
             self._account_copies(self.executor.abandon(plan.all_moves))

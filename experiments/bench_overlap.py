@@ -97,7 +97,13 @@ def sides_from_flags(num_layers: int) -> list[Side]:
 
 
 def sized(config: EngineConfig, model: ModelConfig) -> EngineConfig:
-    """`config` with room for the prompt, on the device and on the host."""
+    """`config` with room for the prompt, on the device and on the host.
+
+    Raises:
+      ConfigError: it sets what this program does.
+    """
+    if config.cache.num_pages or config.cache.device_bytes or config.cache.device_fraction or config.link_gbs:
+        raise ConfigError("pool and link follow from --prompt and --offload_ratios: leave their sizes and link_gbs out")
     context = PROMPT.value + NEW_TOKENS.value + 1
     pages = cdiv(context, config.cache.page_size) * (2 * model.num_layers)
     num_bytes = pages * config.cache.page_size * model.kv_bytes_per_token_per_layer

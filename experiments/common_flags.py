@@ -415,11 +415,12 @@ def run_main(main: Callable[..., int | None], *, takes: str = "", engine: bool =
 
 
 def _refuse_unread(engine: bool) -> None:
-    """Raises ConfigError for a flag of this file that was given and that the program does not read."""
+    """Raises ConfigError for a flag of this file, or a knob, that was given and that the program does not read."""
     read = {f.name for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    shared = [*flags.FLAGS.flags_by_module_dict()[__name__], *(flags.FLAGS[h.name] for h in LAYERKV)]
     if engine:
-        read |= {f.name for f in flags.FLAGS.flags_by_module_dict()[__name__]} - {OUT.name, OVERWRITE.name}
-    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        read |= {f.name for f in shared} - {OUT.name, OVERWRITE.name}
+    for flag in shared:
         if flag.present and flag.name not in read:
             raise ConfigError(f"--{flag.name} means nothing to this program (--help lists the flags)")
 

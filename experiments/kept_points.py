@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CODE = (
     "engine/**/*.py", "engine/**/*.json", "experiments/workloads/*.py", "experiments/points.py",
-    "experiments/outcomes.py", "experiments/replay.py",
+    "experiments/outcomes.py", "experiments/replay.py", "experiments/objectives.*", "experiments/judged.py",
 )  # fmt: skip
 
 

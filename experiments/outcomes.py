@@ -30,10 +30,8 @@ class Collected(Observer):
         self.steps.append(record)
 
 
-def measure(
-    engine: Engine, requests: list[WorkloadRequest], stop: StopFlag, slo: Slo | None = None
-) -> dict[str, Any] | None:
-    """The summary of one run (`engine.summary.summarise`, with the number of `steps`); None when it was interrupted.
+def serve_once(engine: Engine, requests: list[WorkloadRequest], stop: StopFlag) -> tuple[Outcomes, Window] | None:
+    """What became of the requests, and when the run was; None when it was interrupted.
 
     Raises:
       ConfigError: not one request completed, and why.
@@ -44,6 +42,19 @@ def measure(
         return None
     if not seen.completed:
         raise ConfigError(f"none of {len(requests)} requests completed: {seen.why}")
-    run = Outcomes(seen.completed, seen.failed, [], seen.steps)
-    steps = sum(record.repeat for record in seen.steps)
-    return summarise(run, Window(progress.start, progress.now), slo) | {"steps": steps}
+    return Outcomes(seen.completed, seen.failed, [], seen.steps), Window(progress.start, progress.now)
+
+
+def measure(
+    engine: Engine, requests: list[WorkloadRequest], stop: StopFlag, slo: Slo | None = None
+) -> dict[str, Any] | None:
+    """The summary of one run (`engine.summary.summarise`, with the number of `steps`); None when it was interrupted.
+
+    Raises:
+      ConfigError: not one request completed, and why.
+    """
+    served = serve_once(engine, requests, stop)
+    if served is None:
+        return None
+    steps = sum(record.repeat for record in served[0].steps)
+    return summarise(*served, slo) | {"steps": steps}

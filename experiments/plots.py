@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.files import write_whole, writing
 
 INSTALL = "figures need matplotlib: pip install 'folio[plots]'"
-COLUMN_INCHES = 3.35
+COLUMN_INCHES, PAGE_INCHES = 3.35, 7.0
 # Okabe and Ito's palette: distinguishable with any colour vision. Hatches keep bars apart in print.
 QUEUE, PREFILL = {"color": "#D55E00", "hatch": "////"}, {"color": "#56B4E9", "hatch": ""}
 STYLE: dict[Any, Any] = {
@@ -45,8 +45,8 @@ class TtftBar:
 
 
 @contextmanager
-def figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
-    """Axes to draw on; saved as stem.png and stem.pdf afterwards.
+def figure(stem: Path, height: float, width: float = COLUMN_INCHES, **subplots: Any) -> Iterator[Any]:
+    """Axes to draw on, inches; saved as stem.png and stem.pdf afterwards.
 
     Raises:
       ConfigError: matplotlib is not installed; says how to install it.
@@ -61,7 +61,7 @@ def figure(stem: Path, height: float, **subplots: Any) -> Iterator[Any]:
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
-        drawn_on, axes = pyplot.subplots(figsize=(COLUMN_INCHES, height), layout="constrained", **subplots)
+        drawn_on, axes = pyplot.subplots(figsize=(width, height), layout="constrained", **subplots)
         yield axes
         with writing(stem.parent):
             stem.parent.mkdir(parents=True, exist_ok=True)

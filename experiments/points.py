@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,9 @@ class Point:
         return " ".join(str(value) for value in dataclasses.astuple(self) if value not in (None, ""))
 
 
+Run = Callable[[Point], dict[str, Any]]
+
+
 def run_point(point: Point) -> dict[str, Any]:
     """The summary of one run: `engine.summary.summarise` over all of it, and the number of `steps`. It follows from the
     point alone: no wall time is in it.
@@ -96,13 +99,15 @@ def run_point(point: Point) -> dict[str, Any]:
 
 
 def run_points(
-    points: Sequence[Point], processes: int | None = None, kept: Path | None = None
+    points: Sequence[Point], processes: int | None = None, kept: Path | None = None, run: Run | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(index, summary) of each point, in the order in which they end.
 
     Args:
       processes: at once; None: one per core. 1 runs them in this process.
       kept: a folder of finished points: those that are in it are not run again, and new ones go into it.
+      run: a function of a module that makes plain JSON types of a point, in place of `run_point`; it needs a folder of
+        its own.
 
     Raises:
       ConfigError: some points failed; the others have been yielded (and kept), and a line said of each failure why.
@@ -112,7 +117,7 @@ def run_points(
     yield from done.items()
     left = [i for i in range(len(points)) if i not in done]
     line, start, failures = ProgressLine(), time.perf_counter(), []
-    for number, (i, result) in enumerate(_results(points, left, processes or os.cpu_count() or 1), 1):
+    for number, (i, result) in enumerate(_results(points, left, processes or os.cpu_count() or 1, run or run_point), 1):
         if isinstance(result, dict):
             if keep:
                 keep.add(points[i], result)
@@ -128,15 +133,17 @@ def run_points(
         raise ConfigError(f"{len(failures)} of {len(points)} points failed; the first: {failures[0]}")
 
 
-def _results(points: Sequence[Point], chosen: list[int], processes: int) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _results(
+    points: Sequence[Point], chosen: list[int], processes: int, run: Run
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(index, summary or why there is none) of the chosen points, as they end."""
     if processes == 1 or len(chosen) < 2:
         for i in chosen:
-            yield i, _attempt(points[i])
+            yield i, _attempt(run, points[i])
         return
     context = multiprocessing.get_context("spawn")  # a fork would take over locks of threads that it does not have
     with ProcessPoolExecutor(min(processes, len(chosen)), context, initializer=_begin_process) as pool:
-        futures: dict[Future, int] = {pool.submit(_attempt, points[i]): i for i in chosen}
+        futures: dict[Future, int] = {pool.submit(_attempt, run, points[i]): i for i in chosen}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -144,10 +151,10 @@ def _results(points: Sequence[Point], chosen: list[int], processes: int) -> Iter
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempt(point: Point) -> dict[str, Any] | str:
+def _attempt(run: Run, point: Point) -> dict[str, Any] | str:
     """A summary, or in one line why there is none."""
     try:
-        return run_point(point)
+        return run(point)
     except FolioError as error:
         return str(error)
     except Exception as error:  # a bug: it belongs to its point, and the others go on

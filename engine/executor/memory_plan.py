@@ -135,12 +135,12 @@ def make_memory_plan(
     else:
         spare = _spare_bytes(device, config.tensor, cache.device_fraction, others, weights)
         pages = spare // page_bytes - chunk
-    streamed = cache.num_transient
     _check_host_tier(config)
-    if cache.transient_pages is None and parks(config.scheduler):
-        streamed = cdiv(_context(config, wanted, pages - cdiv(wanted, size), chunk, layers)[0], size)
+    derived = cache.transient_pages is None and parks(config.scheduler)
+    context, note = _context(config, wanted, pages, chunk, layers, derived)
+    streamed = _transient_pages(config, context, derived)
+    if derived:
         pages, transient = pages - streamed, streamed * page_bytes
-    context, note = _context(config, wanted, pages, chunk, layers)
     slots, slots_note, pages = config.scheduler.max_num_seqs, "", pages // chunk * chunk
     if native:
         slots, slots_note, pages = _whole_runs(slots, layers * cdiv(context, size), pages, context)
@@ -220,23 +220,39 @@ def host_tier_note(config: EngineConfig, page_bytes: int, layers: int) -> str:
     return f"{pages:,} pages: sequences of up to {pages // layers * size:,} tokens" if host_bytes else ""
 
 
-def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int) -> tuple[int, str]:
-    """Tokens of the longest sequence that a pool of `pages` holds, and why they are less than the model's."""
-    size = config.cache.page_size
-    per_layer = max(pages, 0) // chunk // layers * chunk  # pages one sequence can have of every layer
+def _context(config: EngineConfig, wanted: int, pages: int, chunk: int, layers: int, streams: bool) -> tuple[int, str]:
+    """Tokens of the longest sequence that a pool of `pages` holds, and why they are less than the model's. `streams`:
+    with pages to stream one of its layers through, as if it had one more."""
+    size, parts = config.cache.page_size, layers + streams
+    per_layer = max(pages, 0) // chunk // parts * chunk  # pages one sequence can have of every layer
     if per_layer < 1:
         raise ConfigError(
-            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers (chunks of {chunk} pages) "
-            f"takes {layers * chunk}: raise num_pages, device_bytes or device_fraction"
+            f"the KV pool has {max(pages, 0)} pages; one page in each of {layers} layers"
+            f"{' and to stream one' * streams} (chunks of {chunk} pages) takes {parts * chunk}: raise num_pages, "
+            "device_bytes or device_fraction"
         )
     if per_layer * size < wanted:
         if config.max_context:
             raise ConfigError(
-                f"max_context={wanted} takes {cdiv(wanted, size) * layers} pages, the KV pool has {pages}: lower "
-                f"max_context to {per_layer * size} or enlarge the pool"
+                f"max_context={wanted} takes {cdiv(wanted, size) * parts} pages,"
+                f"{' those to stream a layer among them,' * streams} the KV pool has {pages}: lower max_context to "
+                f"{per_layer * size} or enlarge the pool"
             )
         return per_layer * size, f"the model's {wanted:,} capped by the KV pool"
     return wanted, ""
+
+
+def _transient_pages(config: EngineConfig, context: int, derived: bool) -> int:
+    """Pages to stream one layer of a sequence of `context` tokens through, or those given."""
+    given, least = config.cache.num_transient, cdiv(context, config.cache.page_size)
+    if derived:
+        return least
+    if parks(config.scheduler) and given < least:
+        raise ConfigError(
+            f"transient_pages={given} hold less than a layer of {context} tokens, the longest sequence, which takes "
+            f"{least}: raise it, leave it out or lower max_context"
+        )
+    return given
 
 
 def _whole_runs(slots: int, run: int, pages: int, context: int) -> tuple[int, str, int]:

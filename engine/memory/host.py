@@ -41,6 +41,7 @@ class HostTier:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.used = self.peak = 0  # pages, until their block is freed
+        self.asked = 0  # the most pages that somebody wanted in it at once: with more room nothing would have changed
         self.promised = 0  # pages that the coming step writes for blocks still to be made
         self.blocks: dict[int, HostBlock] = {}
         self._extents: dict[Owner, dict[int, list[Extent]]] = {}  # by layer
@@ -56,7 +57,9 @@ class HostTier:
 
     def fits(self, num_pages: int) -> bool:
         """Whether so many pages can be stored now."""
-        return self.used + self.promised + num_pages <= self.capacity
+        wanted = self.used + self.promised + num_pages
+        self.asked = max(self.asked, wanted)
+        return wanted <= self.capacity
 
     def store(self, layer: int, parts: Sequence[tuple[Owner, int, int]]) -> int:
         """Makes a block of pages [start, end) of each (owner, start, end), in this order; its copy is in flight.

@@ -1,12 +1,13 @@
 """Protects the command line: help without JAX, absurd flags as one line and exit code 2, flags reaching the config."""
 
+import dataclasses
 import re
 import sys
 
 import pytest
 from absl import flags
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, LayerKVConfig
 from experiments import common_flags
 from experiments.run_record import flagfile_text
 from tests.experiments import programs
@@ -72,6 +73,22 @@ def test_flags_reach_the_configuration(parsed):
     assert config.attention_backend == "reference"
     parsed("--tensor=8", "--nodeterministic")
     assert common_flags.engine_config_from_flags().tensor == 8
+
+
+def test_every_knob_of_layerkv_has_a_flag(parsed):
+    """Named as the knob, with its default, and it reaches the configuration."""
+    names = [field.name for field in dataclasses.fields(LayerKVConfig)]
+    parsed()
+    assert [flags.FLAGS[f"layerkv_{name}"].default for name in names] == [*vars(LayerKVConfig()).values()]
+    parsed(
+        "--policy=layerkv", "--nolayerkv_layerwise", "--layerkv_chunked", "--layerkv_retained_layers=3",
+        "--layerkv_pattern=prefix", "--nolayerkv_overlap", "--layerkv_stream=urgent", "--nolayerkv_forecast",
+        "--layerkv_tpot_slo=0.05", "--layerkv_high_watermark=0.4",
+    )  # fmt: skip
+    assert common_flags.engine_config_from_flags().scheduler.layerkv == LayerKVConfig(
+        layerwise=False, chunked=True, retained_layers=3, pattern="prefix", overlap=False, stream="urgent",
+        forecast=False, tpot_slo=0.05, high_watermark=0.4,
+    )  # fmt: skip
 
 
 def test_a_config_file_lies_under_given_flags_and_over_defaults(parsed, tmp_path):
@@ -146,7 +163,14 @@ ABSURD = {
     "--max_context=1": "max_context must be >= 2",
     "--tensor=0": "tensor must be in [1, 1024] devices, got 0",
     "--tensor=2 --deterministic": "deterministic needs tensor=1, got 2",
-    "--policy=lru": "policy 'lru' is unknown; known: chunked, vllm_v0, vllm_v1",
+    "--policy=lru": "policy 'lru' is unknown; known: chunked, layerkv, paged_park, vllm_v0, vllm_v1",
+    "--layerkv_tpot_slo=0": "layerkv tpot_slo must be > 0 seconds, got 0.0",
+    "--layerkv_retained_layers=-1": "layerkv retained_layers must be >= 0, got -1",
+    "--layerkv_low_watermark=0.5": "layerkv watermarks must be 0 <= low <= high < 1, got 0.5 and 0.03",
+    "--layerkv_pattern=zigzag": "value should be one of <interleave|prefix|suffix|random|interval>",
+    '--config={"scheduler":{"layerkv":{"patern":"x"}}}': "--config.scheduler.layerkv: unknown field patern",
+    '--config={"scheduler":{"layerkv":{"stream":"x"}}}': "layerkv stream 'x'; known: urgent, hidden, always, never",
+    "--policy=layerkv --model=tiny-1m": "policy layerkv moves KV to the host: set host_bytes",
     "--policy=nowhere.py:Mine": "there is no file nowhere.py",
     "--order=lifo": "value should be one of <fcfs|sjf|priority>",
     "--workload=nowhere.py:mine": "there is no file nowhere.py",
@@ -179,6 +203,7 @@ UNREAD = {
     "follow": ("--coordinator=localhost:1", "--policy=vllm_v1"),
     "convert_checkpoint": ("--hf=x", "--out=y", "--overwrite"),
     "compare": ("a", "b", "--seed=1"),
+    "timeline": ("a", "--layerkv_stream=never"),
     "bench_engine": ("--overwrite",),
 }
 

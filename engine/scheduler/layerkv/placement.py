@@ -85,7 +85,7 @@ class Placement:
         if not knobs.layerwise:
             return layers, layers
         if knobs.retained_layers is not None:
-            return min(knobs.retained_layers, layers), min(knobs.retained_layers, layers)
+            return knobs.retained_layers, knobs.retained_layers
         copy = self.foresight.link.seconds_per_byte * self.state.page_bytes * (num_tokens // self.store.page_size)
         if knobs.retain == "select_n":
             seconds = self.foresight.decode_seconds(self.state.decodable())

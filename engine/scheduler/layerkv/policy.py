@@ -46,6 +46,8 @@ class LayerKV(BasePolicy):
         self.store = store = cast(ParkingStore, state.store)
         if not getattr(store, "parks", False):
             raise ConfigError("policy layerkv parks layers: it needs store=paged, host_bytes and transient_pages")
+        if (knobs.retained_layers or 0) > store.num_layers:
+            raise ConfigError(f"layerkv retained_layers={knobs.retained_layers}: the model has {store.num_layers}")
         self.num_layers, self.mixes = store.num_layers, knobs.chunked
         self.residency = Residency(knobs, state, store)
         self.foresight = Foresight(knobs, state)

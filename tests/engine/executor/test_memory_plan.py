@@ -32,8 +32,9 @@ class Device:
         return {"bytes_limit": self.limit} if self.limit else None
 
 
-def plan(cache: CacheConfig, device=None, weights: int = 0, preemption: str = "recompute", **options):
-    config = EngineConfig(cache, SchedulerConfig(max_num_seqs=4, preemption=preemption), **options)
+def plan(cache: CacheConfig, device=None, weights: int = 0, preemption: str = "recompute", policy="vllm_v0", **options):
+    limits = SchedulerConfig(policy, max_num_seqs=4, preemption=preemption)
+    config = EngineConfig(cache, limits, **options)
     return make_memory_plan(WIDE, config, weights, PAGE, device or jax.devices()[0])
 
 
@@ -86,6 +87,37 @@ def test_the_native_store_shortens_the_models_context_like_any_other():
 
 
 @pytest.mark.parametrize(
+    "pages, chunk, context, tokens, transient",
+    [
+        (1000, 1, 250, 250, 16),  # what the longest context takes of one layer
+        (300, 1, None, 1600, 100),  # 2 layers and what is streamed: 100 pages each
+        (302, 1, None, 1600, 100),  # the other two are the pool's
+        (300, 4, None, 1600, 100),  # 25 chunks each
+        (310, 4, None, 1600, 100),  # 77 chunks: two are left over
+    ],
+)
+def test_transient_pages_of_a_policy_that_parks_come_out_of_the_pool(pages, chunk, context, tokens, transient):
+    """One layer of the longest context, whatever that is then, is streamed through them."""
+    cache = CacheConfig(num_pages=pages, pages_per_chunk=chunk, host_bytes=100 * PAGE)
+    p = plan(cache, policy="layerkv", max_context=context)
+    left = (pages - transient) // chunk * chunk
+    assert (p.max_context, p.transient_pages, p.num_pages) == (tokens, transient, left)
+    assert (p.transient_buffers, p.arena) == (transient * PAGE, (left + chunk) * PAGE)
+    assert ("2,048 capped" in p.context_note) == (context is None)
+    config = p.settle(EngineConfig(cache))
+    assert config.cache.num_transient == transient
+
+
+def test_transient_pages_that_are_given_are_beside_the_pool():
+    """Nothing else changes; without a policy that parks there are none."""
+    cache = CacheConfig(num_pages=1000, host_bytes=100 * PAGE, transient_pages=40)
+    p = plan(cache, policy="layerkv", max_context=250)
+    assert (p.num_pages, p.transient_pages, p.transient_buffers) == (1000, 40, 40 * PAGE)
+    p = plan(CacheConfig(num_pages=1000, host_bytes=100 * PAGE), policy="paged_park", max_context=250)
+    assert (p.num_pages, p.transient_pages, p.transient_buffers) == (1000, 0, 0)
+
+
+@pytest.mark.parametrize(
     "cache, options, device, message",
     [
         (CacheConfig(num_pages=1), {}, None, "the KV pool has 1 pages; .* takes 2: raise num_pages"),
@@ -107,6 +139,27 @@ def test_the_native_store_shortens_the_models_context_like_any_other():
             {"preemption": "swap"},
             None,
             "host_bytes=32,767 holds 1 pages and the shortest sequence takes 2, .* raise host_bytes to 32,768",
+        ),
+        (CacheConfig(num_pages=100), {"policy": "layerkv"}, None, "^policy layerkv moves KV to the host: set host_by"),
+        (CacheConfig(num_pages=100), {"policy": "paged_park"}, None, "^policy paged_park moves KV to the host: set ho"),
+        (CacheConfig("native", host_bytes=PAGE), {"policy": "layerkv"}, None, "parks layers: it needs store=paged"),
+        (
+            CacheConfig(num_pages=100, host_bytes=PAGE, transient_pages=0),
+            {"policy": "layerkv"},
+            None,
+            "^policy layerkv parks layers: it needs .* transient_pages other than 0",
+        ),
+        (
+            CacheConfig(num_pages=100, host_bytes=PAGE, transient_pages=15),
+            {"policy": "layerkv", "max_context": 250},
+            None,
+            "^transient_pages=15 hold less than a layer of 250 tokens, .* takes 16",
+        ),
+        (
+            CacheConfig(num_pages=47, host_bytes=PAGE),
+            {"policy": "layerkv", "max_context": 250},
+            None,
+            "max_context=250 takes 48 pages, .* the KV pool has 47: lower max_context to 240",
         ),
     ],
 )

@@ -4,6 +4,7 @@ has 3 layers, and a step takes a second unless a test says otherwise."""
 import pytest
 
 from engine.config import LayerKVConfig
+from engine.errors import ConfigError
 from tests.engine.pattern_engine import land_all, pattern_engine
 from tests.engine.scheduler.trace import Trace
 
@@ -257,3 +258,9 @@ def test_whole_requests_are_parked_for_a_prompt_and_come_back_first_come():
     assert d.steps(2) == ["A+12 B+12", "A B"]
     d.add("C", 8, 2)
     assert d.rest() == ["C+8 >B", "A C", "A B <B", "A B"]
+
+
+def test_more_layers_than_the_model_has_cannot_stay():
+    """One line, when the engine is made."""
+    with pytest.raises(ConfigError, match=r"^layerkv retained_layers=4: the model has 3$"):
+        desk(knobs={"retained_layers": 4})

@@ -1,7 +1,7 @@
 """However late copies land: parked layers do not go to and fro, and nobody is preempted again and again.
 
-The state machine of `test_machine.py` has failures and moves of its own; here policies are left alone, so that what they
-do can be bounded.
+The state machine of `test_machine.py` has failures and moves of its own; here policies are left alone, so that what
+they do can be bounded.
 """
 
 import pytest
