@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def run_points(
         its own.
 
     Raises:
-      ConfigError: some points failed; the others have been yielded (and kept), and a line said of each failure why.
+      ConfigError: some points failed; the others have been yielded (and kept), and a line said of each failure why. Or
+        a worker was killed.
     """
     keep = KeptPoints(kept) if kept else None
     done = keep.load(points) if keep else {}
@@ -147,6 +149,8 @@ def _results(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise ConfigError("a worker was killed, perhaps for memory: points that had ended are kept") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,6 +1,7 @@
 """Simulated runs as values: an interrupted sweep goes on, a failure says why, the same point gives the same bytes."""
 
 import json
+import os
 import time
 
 import pytest
@@ -126,25 +127,38 @@ def test_a_failing_point_says_why_and_the_others_go_on(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def die(point):
+    """A run that the system kills."""
+    os._exit(9)
+
+
 PARALLEL = """
+import json
 from pathlib import Path
+from engine.errors import ConfigError
 from experiments.points import run_points
-from tests.experiments.test_points import POINTS
+from tests.experiments.test_points import POINTS, die
 if __name__ == "__main__":
-    import json
     print(json.dumps(sorted(run_points(POINTS, 2, Path("kept")))))
+    try:
+        list(run_points(POINTS, 2, run=die))
+    except ConfigError as e:
+        print(e)
 """
 
 
 def test_processes_give_what_one_gives(tmp_path):
+    """And one that is killed is one line."""
     (tmp_path / "parallel.py").write_text(PARALLEL)
     process = programs.subprocess.run(
         [programs.sys.executable, "parallel.py"], cwd=tmp_path, env={"PYTHONPATH": str(programs.ROOT)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == json.loads(json.dumps(sorted(run_points(POINTS, 1))))
+    summaries, message = process.stdout.splitlines()
+    assert json.loads(summaries) == json.loads(json.dumps(sorted(run_points(POINTS, 1))))
     assert len(list((tmp_path / "kept").iterdir())) == 4
+    assert message == "a worker was killed, perhaps for memory: points that had ended are kept"
 
 
 def test_a_killed_sweep_leaves_no_process_behind(tmp_path):
