@@ -140,8 +140,12 @@ def _results(
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(index, summary or why there is none) of the chosen points, as they end."""
     if processes == 1 or len(chosen) < 2:
+        before = logging.get_verbosity()
         for i in chosen:
-            yield i, _attempt(run, points[i])
+            logging.set_verbosity(logging.ERROR)  # an engine's notes would come once per point
+            result = _attempt(run, points[i])
+            logging.set_verbosity(before)
+            yield i, result
         return
     context = multiprocessing.get_context("spawn")  # a fork would take over locks of threads that it does not have
     with ProcessPoolExecutor(min(processes, len(chosen)), context, initializer=_begin_process) as pool:
@@ -166,8 +170,7 @@ def _attempt(run: Run, point: Point) -> dict[str, Any] | str:
 
 
 def _begin_process() -> None:
-    """Of a worker: it ends when the program is killed, and an engine's notes, which would come once per point, are left
-    out."""
+    """Of a worker: it ends when the program is killed, and engines say nothing."""
     logging.set_verbosity(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
