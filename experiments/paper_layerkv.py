@@ -48,7 +48,7 @@ CONTEXTS = flags.DEFINE_multi_integer(
     lower_bound=1,
 )
 NUM = flags.DEFINE_integer("num_requests", 100, "Requests of each run.", lower_bound=2)
-OUTPUT = flags.DEFINE_integer("output_tokens", 450, "Output tokens of each request.", lower_bound=2)
+OUTPUT = flags.DEFINE_integer("num_output_tokens", 450, "Output tokens of each request.", lower_bound=2)
 
 
 @dataclass(frozen=True)

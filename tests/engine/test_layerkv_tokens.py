@@ -124,7 +124,7 @@ def test_a_no_bit_changes(retained, pattern, chunked):
 @pytest.mark.long
 @pytest.mark.parametrize("async_depth", [0, 1])
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
-@pytest.mark.parametrize("retained, pattern", product(RETAINED, PATTERNS))
+@pytest.mark.parametrize("retained, pattern", [*product(RETAINED, PATTERNS)])
 def test_a_no_bit_changes_in_any_combination(retained, pattern, chunked, async_depth):
     """All of them."""
     for stream in STREAMS:

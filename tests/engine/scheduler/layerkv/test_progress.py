@@ -80,7 +80,7 @@ def test_pages_move_so_that_somebody_can_compute(policy, **load):
 
 @pytest.mark.long
 @POLICIES
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(**LOADS)
 def test_pages_move_so_that_somebody_can_compute_at_length(policy, **load):
     """The same, over many more loads."""
