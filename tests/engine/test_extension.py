@@ -63,7 +63,7 @@ def test_a_policy_outside_the_tree_serves(outside, name):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("vllm", "policy 'vllm' is unknown; known: chunked, layerkv, paged_park, vllm_v0, vllm_v1, or package.module:Name or path"),
+        ("vllm", "policy 'vllm' is unknown; known: chunked, layerkv, paged_park, vllm_v0, vllm_v1, or package.module:"),
         ("nowhere.py:P", "policy 'nowhere.py:P': there is no file nowhere.py"),
         ("mine.py:Dynamic", "policy 'mine.py:Dynamic': mine.py has no Dynamic; it has NOBODY, StaticBatching"),
         ("no.such.module:P", "no.such.module cannot be loaded: ModuleNotFoundError: No module named 'no'"),
