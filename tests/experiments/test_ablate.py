@@ -80,7 +80,7 @@ def test_rates_follow_a_rule_that_knows_the_baseline_only(parsed):
 
 def test_the_paper_program_writes_the_same_data_again(tmp_path):
     """From points that are kept, too; a place per context and rate, with a cell per policy."""
-    small = "--setup=Llama2-7B --prompt_tokens=64 --num_requests=3 --num_output_tokens=4 --seeds=2 --processes=1 --kept=kept"
+    small = "--setup=Llama2-7B --prompt_tokens=64 --num_requests=3 --num_output_tokens=4 --seeds=2 --kept=kept"
     for out in ("a", "b"):
         code, stdout, stderr = programs.run("paper_layerkv", *small.split(), f"--out={out}", cwd=tmp_path)
         assert code == 0, stderr
