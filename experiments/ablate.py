@@ -18,16 +18,16 @@ from typing import Any
 from absl import flags
 
 from engine.files import write_whole
-from experiments import common_flags, environment, sweep
+from experiments import common_flags, environment, seeded
 from experiments.gates import Gate, gate_table
 from experiments.run_record import claim
 from experiments.studies import MACHINE, MODEL, SLO, STUDIES, Cells, Study
-from experiments.sweep import figures, over_seeds, rounded_values, run_all
+from experiments.seeded import figures, over_seeds, rounded_values, run_all
 from experiments.tables import format_table, rounded
 
 flags.declare_key_flag("out")
 flags.declare_key_flag("overwrite")
-flags.adopt_module_key_flags(sweep)
+flags.adopt_module_key_flags(seeded)
 NAMES = flags.DEFINE_multi_enum("study", sorted(STUDIES), sorted(STUDIES), "Which; repeatable. Default: all.")
 
 
@@ -37,7 +37,7 @@ def text_of(study: Study, cells: Cells, judged: list[Gate]) -> str:
     for load in study.loads:
         first = cells[load.name, study.cases[0].name]
         rows = [[case.name, *figures(cells[load.name, case.name], first)] for case in study.cases]
-        parts.append(f"{load.name}\n{format_table(['case', *sweep.HEADER], rows)}")
+        parts.append(f"{load.name}\n{format_table(['case', *seeded.HEADER], rows)}")
     if notes := [f"{case.name}: {case.instead}" for case in study.cases if case.instead]:
         parts.append("\n".join(notes))
     return "\n\n".join([*parts, gate_table(judged)] if judged else parts)
@@ -52,7 +52,7 @@ def record_of(study: Study, cells: Cells, judged: list[Gate]) -> dict[str, Any]:
         "model": MODEL,
         "machine": MACHINE,
         "slo": SLO,
-        "seeds": sweep.SEEDS.value,
+        "seeds": seeded.SEEDS.value,
         "gates": [vars(gate) for gate in judged],
         "rows": [
             {"load": load, "case": case, "engine": points[load, case].engine, "workload": points[load, case].workload}

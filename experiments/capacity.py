@@ -31,7 +31,7 @@ from absl import flags
 
 from engine.errors import ConfigError
 from engine.files import write_whole
-from experiments import capacity_figure, common_flags, environment, sweep
+from experiments import capacity_figure, common_flags, environment, seeded
 from experiments.bisection import STEP
 from experiments.capacity_places import CHAT, FIXED, LONG, TUNED_ON, Family, Place, Site, look
 from experiments.capacity_runs import JUDGED_ON, Ask, Bench, Capacity, tuning_ask
@@ -218,7 +218,7 @@ def main() -> int:
     """The program."""
     out = claim(common_flags.out_directory("capacity"), common_flags.OVERWRITE.value, (FILE, LOG, TABLES))
     start = time.perf_counter()
-    bench = Bench(Path(sweep.KEPT.value) / "capacity", sweep.PROCESSES.value)
+    bench = Bench(Path(seeded.KEPT.value) / "capacity", seeded.PROCESSES.value)
     study = Study(GRIDS[GRID.value], bench, TRIALS.value)
     for part in PARTS:
         if part in ("tune", *PART.value):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.layerkv_gates import BASELINE, LAYERKV, NO_RULE, PAPER_CONTEXT, Place
 from experiments.plots import figure
-from experiments.sweep import lower_by, mean
+from experiments.seeded import lower_by, mean
 
 PUBLISHED = Path(__file__).parent / "published" / "layerkv_fig1.json"
 # Okabe and Ito's palette, with markers that differ in print.

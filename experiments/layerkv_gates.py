@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.gates import Gate
-from experiments.sweep import Cell, mean, throughput_ratio, violations
+from experiments.seeded import Cell, mean, throughput_ratio, violations
 
 BASELINE, LAYERKV, NO_RULE = "vllm_v0", "layerkv", "layerkv, no SLO rule"
 PAPER_CONTEXT, PAPER_RATE = 2048, 1.0  # of the point that the issue gives bands for

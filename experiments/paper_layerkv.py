@@ -30,17 +30,17 @@ from absl import flags
 from engine.config import to_dict
 from engine.errors import ConfigError
 from engine.files import write_whole
-from experiments import common_flags, environment, layerkv_figure, sweep
+from experiments import common_flags, environment, layerkv_figure, seeded
 from experiments.gates import Gate, gate_table
 from experiments.layerkv_gates import BASELINE, LAYERKV, NO_RULE, OVERLOAD, PAPER_CONTEXT, PAPER_RATE, Place, gates
 from experiments.points import Point
 from experiments.run_record import claim
-from experiments.sweep import figures, losses, mean, over_seeds, rounded_values, run_all
+from experiments.seeded import figures, losses, mean, over_seeds, rounded_values, run_all
 from experiments.tables import format_table, rounded
 
 flags.declare_key_flag("out")
 flags.declare_key_flag("overwrite")
-flags.adopt_module_key_flags(sweep)
+flags.adopt_module_key_flags(seeded)
 CONTEXTS = flags.DEFINE_multi_integer(
     "prompt_tokens",
     [128, 256, 512, 1024, 2048, 4096, 8192, 16384],
@@ -169,7 +169,7 @@ def table_of(place: Place) -> str:
         marks.append(f"layerkv loses in {', '.join(worse)}")
     title = f"{place.words}: load {place.load:.2f}, alone {place.isolated_ms:,.0f} ms"
     rows = [[policy, *figures(cell, place.cells[BASELINE])] for policy, cell in place.cells.items()]
-    return "\n".join(["; ".join([title, *marks]), format_table(["policy", *sweep.HEADER], rows)])
+    return "\n".join(["; ".join([title, *marks]), format_table(["policy", *seeded.HEADER], rows)])
 
 
 def text_of(places: Sequence[Place], judged: Sequence[Gate]) -> str:
@@ -179,7 +179,7 @@ def text_of(places: Sequence[Place], judged: Sequence[Gate]) -> str:
 
 def record_of(places: Sequence[Place], judged: Sequence[Gate]) -> dict[str, Any]:
     """What follows from the code and the flags alone."""
-    setting = {"num": NUM.value, "output": OUTPUT.value, "seeds": sweep.SEEDS.value, "slo": SLO, "machine": MACHINE}
+    setting = {"num": NUM.value, "output": OUTPUT.value, "seeds": seeded.SEEDS.value, "slo": SLO, "machine": MACHINE}
     points = {s.name: to_dict(point(s, LAYERKV, PAPER_CONTEXT, PAPER_RATE).config) for s in setups()}
     return setting | {
         "policies": POLICIES,
@@ -219,7 +219,7 @@ def main() -> int:
 
 
 def _gain(place: Place) -> float:
-    return sweep.lower_by(place.cells[LAYERKV], place.cells[BASELINE])[0]
+    return seeded.lower_by(place.cells[LAYERKV], place.cells[BASELINE])[0]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from experiments.gates import Gate
 from experiments.points import Point
-from experiments.sweep import Cell, mean, throughput_ratio
+from experiments.seeded import Cell, mean, throughput_ratio
 
 MODEL = "experiments.paper_models:LLAMA2_7B_32K"
 MACHINE = "device=l20,stack=vllm-0.5,host_bytes=512GiB"

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import sweep
 from experiments.layerkv_gates import Place, gates
-from experiments.sweep import Cell, figures, losses, lower_by, mean, throughput_ratio, violations
+from experiments.seeded import Cell, figures, losses, lower_by, mean, throughput_ratio, violations
 
 
 def cell(ttft=1000.0, queue=0.0, rate=10.0, attainment=1.0, **rest) -> Cell:
