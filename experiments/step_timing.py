@@ -173,6 +173,14 @@ class Timed:
     others: float = 0.0  # mean share of the CPUs that others took while these were measured
     dropped: int = 0  # groups of steps that they disturbed
 
+    def add(self, more: Timed) -> None:
+        """Takes in what later rounds of the same points brought."""
+        for point, samples in more.samples.items():
+            self.samples.setdefault(point, Samples()).seconds.extend(samples.seconds)
+        rounds = self.rounds + more.rounds
+        self.others = (self.others * self.rounds + more.others * more.rounds) / rounds if rounds else 0.0
+        self.rounds, self.dropped = rounds, self.dropped + more.dropped
+
 
 def time_rounds(
     timer: StepTimer, points: Sequence[Point], seconds: float, rng: np.random.Generator, others: Others
