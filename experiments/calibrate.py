@@ -55,21 +55,28 @@ HOST_ROUNDS = 5
 
 
 def bucket_entry(points: dict[Point, Samples], bucket: Bucket, engine: Engine) -> dict[str, Any]:
-    """A bucket's curve for the device file, and what unequal rows cost."""
+    """A bucket's curve for the device file, and what one long row among short ones costs."""
     packer = engine.executor.packer
     curve = {attended(p, packer): s for p, s in points.items() if not p.skewed}
-    at = sorted(curve)
-    entry: dict[str, Any] = {"rows": bucket.rows, "tiles": bucket.tiles}
-    seconds = np.array([curve[x].median for x in at])
-    for point, s in points.items():
-        if point.skewed:
-            full = len(point.contexts)
-            mean, longest = interpolate(
-                np.array([sum(point.contexts), full * max(point.contexts)]), np.array(at, float), seconds
-            )
-            alpha = (s.median - mean) / (longest - mean) if longest > mean else 0.0
-            entry |= {"skew_alpha": round(float(np.clip(alpha, 0, 1)), 3), "skewed": s.entry()}
-    return entry | {"points": [{"attended": x} | curve[x].entry() for x in at]}
+    uneven = [(max(p.contexts) - np.mean(p.contexts), attended(p, packer), s) for p, s in points.items() if p.skewed]
+    return {
+        "rows": bucket.rows,
+        "tiles": bucket.tiles,
+        "points": [{"attended": x} | curve[x].entry() for x in sorted(curve)],
+        "uneven": [{"excess": rounded(float(more)), "attended": x} | s.entry() for more, x, s in uneven],
+    }
+
+
+def skew_alpha(bucket: dict[str, Any]) -> float | None:
+    """What the roofline takes for unequal rows, t = t(mean) + alpha (t(longest) - t(mean)), from a bucket's entry with
+    the most unequal ones; None: it has none."""
+    if not bucket["uneven"]:
+        return None
+    most, rows = bucket["uneven"][-1], bucket["rows"]
+    at, seconds = (np.array([p[name] for p in bucket["points"]], float) for name in ("attended", "seconds"))
+    totals = np.array([most["attended"], most["attended"] + rows * most["excess"]])
+    mean, longest = interpolate(totals, at, seconds)
+    return float(np.clip((most["seconds"] - mean) / (longest - mean), 0, 1)) if longest > mean else 0.0
 
 
 class StepCalibration:
@@ -146,7 +153,8 @@ def device_file(name: str, engine: Engine, steps: dict[str, Any], found: dict[st
     )
     found = found | {"memory_gib": memory / 2**30, "link_gbs_spec": found["link_gbs"]}
     found |= {"t0_host_us": steps["host_us"]["0"], "reserved_gib": 0.0}
-    found["skew_alpha"] = float(np.median([b["skew_alpha"] for b in steps["buckets"] if "skew_alpha" in b] or [0.0]))
+    skews = [alpha for bucket in steps["buckets"] if (alpha := skew_alpha(bucket)) is not None]
+    found["skew_alpha"] = float(np.median(skews or [0.0]))
     fitted = {f.name for f in dataclasses.fields(Constants)} - {"t0_host_us", "skew_alpha"}
     source = f"experiments.calibrate, {about['host']['cpus']} CPUs, {device.platform} {device.device_kind}"
 
@@ -185,11 +193,12 @@ def roofline_error(path: Path, engine: Engine, buckets: dict[Bucket, list[Point]
     packer, errors = engine.executor.packer, []
     for (_, points), entry in zip(buckets.items(), steps["buckets"], strict=True):
         seconds = {p["attended"]: p["seconds"] for p in entry["points"]}
+        uneven = {p["attended"]: p["seconds"] for p in entry["uneven"]}
         for p in points:
             rows = len(p.contexts)
             longest = max(p.contexts, default=0)
             work = StepWork(rows, sum(p.contexts), longest, p.prefills, rows + len(p.prefills))
-            known = entry["skewed"]["seconds"] if p.skewed else seconds[attended(p, packer)]
+            known = (uneven if p.skewed else seconds)[attended(p, packer)]
             errors.append(abs(model.step(work).device / known - 1))
     return float(np.mean(errors))
 
