@@ -16,10 +16,18 @@ from experiments.seeded import Cell
 TOKENS = 12288  # the longest of the paper's sequences: prompts of 6K to 8K, outputs of 2K to 4K
 SLOPE = row_gib(TOKENS)  # GiB per sequence
 CLOSE, CAP = Band(0.97, 1.03), 77.0
-HEADER = ("sequences", "paged held GiB", "paged in use GiB", "in the store", "vTensor GiB", "paper vLLM", "paper FlexInfer")
+HEADER = (
+    "sequences",
+    "paged held GiB",
+    "paged in use GiB",
+    "in the store",
+    "vTensor GiB",
+    "paper vLLM",
+    "paper FlexInfer",
+)
 LOW_WHY = (
-    "the paper's points at 1 and 4 sequences lie 0.96 GiB, more than 7 rows, below the line through all others: as if a "
-    "sequence had not been counted; the paper does not say when the memory was read"
+    "the paper's points at 1 and 4 sequences lie 0.96 GiB, more than 7 rows, below the line through all others: as if "
+    "a sequence had not been counted; the paper does not say when the memory was read"
 )
 
 
@@ -34,8 +42,8 @@ class Fig11a(Figure):
     title = "Memory held over the number of sequences"
     source = f"{PAPER}, figure 11a"
     about = (
-        f"Yi-6B on one A100, sequences of {TOKENS} tokens: the store `paged`, and vTensor by a formula, rows filled and "
-        "one ahead (there is no such store yet). Nothing is run."
+        f"Yi-6B on one A100, sequences of {TOKENS} tokens: the store `paged`, and vTensor by a formula, rows filled "
+        "and one ahead (there is no such store yet). Nothing is run."
     )
 
     def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
@@ -44,20 +52,22 @@ class Fig11a(Figure):
         vllm, flex = paper["vllm"], paper["flexinfer"]
         budget = max(vllm.values())  # what vLLM was given: an input
         empty = base(flex, budget)
+        room = budget - empty
+        full = int(room // SLOPE), fill(make("paged", room, max(vllm), TOKENS), max(vllm), TOKENS)  # vTensor, paged
         rows = []
-        for num in vllm:
-            store = make("paged", budget - empty, max(vllm), TOKENS)
-            held = fill(store, num, TOKENS)
-            in_use = empty + store.num_mapped_pages * PAGE_GIB
-            free = (budget - empty) // ROW_GIB * ROW_GIB  # whole rows
-            vtensor = empty + min(free, SLOPE * num)
-            rows.append([num, empty + store.num_pages * PAGE_GIB, in_use, held, vtensor, vllm[num], flex[num]])
+        for num in sorted({*vllm, *full}):
+            store = make("paged", room, max(vllm), TOKENS)
+            there = fill(store, num, TOKENS)
+            held, in_use = (empty + pages * PAGE_GIB for pages in (store.num_pages, store.num_mapped_pages))
+            vtensor = empty + min(room // ROW_GIB * ROW_GIB, SLOPE * num)
+            rows.append([num, held, in_use, there, vtensor, vllm.get(num), flex.get(num)])
         table = Table(HEADER, rows)
         notes = [
-            f"inputs from the paper's points: {budget} GiB as the budget (vLLM's line), {empty:.2f} GiB without a sequence "
-            "(FlexInfer's)",
-            f"a row is 2 MiB for K and for V in each layer, {ROW_GIB * 1024:.0f} MiB: {SLOPE / ROW_GIB:.0f} of them make "
-            f"{SLOPE} GiB per sequence, where pages take {page_gib(TOKENS):g}",
+            f"inputs from the paper's points: {budget} GiB as the budget (vLLM's line), {empty:.2f} GiB without a "
+            "sequence (FlexInfer's)",
+            f"a row is 2 MiB for K and for V in each layer, {ROW_GIB * 1024:.0f} MiB: {SLOPE / ROW_GIB:.0f} of them "
+            f"make {SLOPE} GiB per sequence, where pages take {page_gib(TOKENS):g}",
+            f"vTensor is full with {full[0]} sequences, paged with {full[1]}",
         ]
         return Result(table, verdicts(table, flex, budget), notes)
 
@@ -72,11 +82,10 @@ class Fig11a(Figure):
             axis.plot(x, of("paper vLLM"), "+", color="black", markersize=5, label="paper, vLLM")
             axis.plot(x, of("paper FlexInfer"), "x", color="black", markersize=5, label="paper, FlexInfer")
             axis.set_ylim(0, 80)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(x, [f"{n:g}" for n in x])
+            axis.set_xticks((1, 16, 32, 64, 128))
             axis.set_xlabel(f"sequences of {TOKENS // 1024}K tokens")
             axis.set_ylabel("GPU memory (GiB)")
-            axis.legend(frameon=False, loc="center left", bbox_to_anchor=(0.0, 0.66))
+            axis.legend(frameon=False, loc="lower right")
 
 
 def verdicts(table: Table, flexinfer: Mapping[int, float], budget: float) -> list[Verdict]:
@@ -85,10 +94,12 @@ def verdicts(table: Table, flexinfer: Mapping[int, float], budget: float) -> lis
     plotted = float(np.polyfit(list(below), list(below.values()), 1)[0])
     ours = dict(zip(table.column("sequences"), table.column("vTensor GiB"), strict=True))
     held = table.column("paged held GiB")
-    ratios = {f"{num} sequences": ours[num] / gib for num, gib in flexinfer.items()}
+    ratios = {f"n = {num}": ours[num] / gib for num, gib in flexinfer.items()}
     within = Verdict.within
     return [
-        within("vTensor: GiB per sequence over the slope of the paper's points", ARITHMETIC, CLOSE, SLOPE / plotted, "x"),
+        within(
+            "vTensor: GiB per sequence over the slope of the paper's points", ARITHMETIC, CLOSE, SLOPE / plotted, "x"
+        ),
         within("paged: held with the most sequences over the least", ARITHMETIC, Band(1, 1), held[-1] / held[0], "x"),
         within("vTensor: the cap over 77 GiB", ARITHMETIC, CLOSE, max(ours.values()) / CAP, "x"),
         Verdict.every("vTensor: GiB over the paper's", FITTED, CLOSE, ratios, "x", LOW_WHY),

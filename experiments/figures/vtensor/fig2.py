@@ -31,8 +31,8 @@ COLORS: dict[str, dict[str, Any]] = {  # Okabe and Ito's palette; hatches keep s
 }
 NO_STORE = "no store yet: its bars are the paper's"
 LEFTOVER = (
-    "at batch 32 the paper's segments add up to 80.05 GB and what is left of the bar, 2.4 GB, is read to 0.1 GB; ours is "
-    "80 - 13.45 - 64 GiB"
+    "at batch 32 the paper's segments add up to 80.05 GB and what is left of the bar, 2.4 GB, is read to 0.1 GB; ours "
+    "is 80 - 13.45 - 64 GiB"
 )
 NOTES = [
     f"inputs: {TOTAL:g} GiB, {STATIC} GiB of weights and activations, {TOKENS} tokens in each sequence, a context of "
@@ -63,7 +63,9 @@ class Fig2(Figure):
 
     title = "GPU memory by allocator: KV, fragmentation, reservation, free"
     source = f"{PAPER}, figure 2"
-    about = f"Yi-6B on one A100: the stores `native` and `paged` filled with sequences of {TOKENS} tokens. Nothing is run."
+    about = (
+        f"Yi-6B on one A100: the stores `native` and `paged` filled with sequences of {TOKENS} tokens. Nothing is run."
+    )
 
     def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
         """See `Figure`."""
@@ -97,6 +99,7 @@ class Fig2(Figure):
                         axis.plot(at, top, "x", color="black", markersize=4)
                 for i in at[np.isnan(of("paper KV"))]:
                     axis.text(i, 3, "out of memory", rotation=90, ha="center", va="bottom", size=7)
+                axis.set_xlim(-0.6, len(at) - 0.4)
                 axis.set_xticks(at, [str(b) for b in BATCHES])
                 axis.set_title(allocator if allocator in JUDGED else f"{allocator}\n(paper's only)")
             axes[0].set_ylabel("GPU memory (GiB)")

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.costmodel.device import load_device
 from experiments.figures.base import FITTED, PREDICTED, Band, Figure, Result, Table, Verdict
-from experiments.figures.vtensor.kernel_times import hollow
+from experiments.figures.vtensor.kernel_times import MARKS, mark
 from experiments.figures.vtensor.setting import DEVICE, FLEXINFER, PAPER, VLLM, attention, decode_us, published
 from experiments.plots import figure
 from experiments.seeded import Cell
@@ -38,8 +38,8 @@ STYLES: dict[tuple[str, int], dict[str, Any]] = {
 NAMES = {FLEXINFER: "FlexInfer", VLLM: "vLLM"}
 LAUNCH_WHY = (
     "at {tokens:,} tokens the paper's kernel takes {paper:.0f} us in all with one sequence and one KV head; the launch "
-    "fitted to figure 7, whose sequences are 8 times as long, is {launch:.0f} us alone; vLLM splits long rows and adds "
-    "them up in a second kernel, so a shorter row may launch faster"
+    "fitted to figure 7, whose sequences are 8 times as long, is {launch:.0f} us alone, so part of it must grow with "
+    "the row; or the sequences were longer than what FlexInfer's point picks"
 )
 
 
@@ -91,23 +91,24 @@ class Fig3(Figure):
     title = "Roofline of decode attention over arithmetic intensity"
     source = f"{PAPER}, figure 3"
     about = (
-        "Kernel models on one A100, fitted to figure 7's batch sweep. The length of the sequences, which the paper does "
-        f"not say, is picked from {', '.join(map(str, LENGTHS))} by FlexInfer's point at {PICKED_AT} KV heads."
+        "Kernel models on one A100, fitted to figure 7's batch sweep. The paper does not say how long the sequences "
+        f"are: FlexInfer's point at {PICKED_AT} KV heads picks one of {', '.join(map(str, LENGTHS))} tokens."
     )
 
     def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
         """See `Figure`."""
         found = places()
         length = picked(found)
-        rows = [
-            [NAMES[p.kernels], p.batch, p.kv_heads, p.intensity, p.kind, p.ours[length], *p.ours, p.paper]
-            + [p.ours[length] / p.paper]
-            for p in found
-        ]
+        rows = []
+        for p in found:
+            said = [NAMES[p.kernels], p.batch, p.kv_heads, p.intensity, p.kind]
+            rows.append([*said, p.ours[length], *p.ours, p.paper, p.ours[length] / p.paper])
         notes = [f"sequences of {LENGTHS[length]:,} tokens"]
         for i, tokens in enumerate(LENGTHS):
             outside = sum(not LIMIT.holds(p.ours[i] / p.paper) for p in found)
-            notes.append(f"at {tokens:,} tokens the MQA ratio is {mqa_ratio(found, i):.3g}, {outside} points are outside")
+            notes.append(
+                f"at {tokens:,} tokens the MQA ratio is {mqa_ratio(found, i):.3g}, {outside} points are outside"
+            )
         return Result(Table(HEADER, rows), verdicts(found, length), notes, (found, length))
 
     def draw(self, result: Result, stem: Path) -> None:
@@ -124,16 +125,18 @@ class Fig3(Figure):
                 axis.plot(x, ours[:, length], color=style["color"], linewidth=1)
                 if batch == BATCHES[0]:
                     axis.fill_between(x, ours.min(1), ours.max(1), color=style["color"], alpha=0.2, linewidth=0)
-                axis.plot(x, [p.paper for p in own], **hollow(style), label=f"{NAMES[kernels]}, batch {batch}")
+                for p in own:
+                    axis.plot(p.intensity, p.paper, **mark(style, p.kind))
+                axis.plot([], [], **mark(style, PREDICTED), label=f"{NAMES[kernels]}, batch {batch}")
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xticks(x, [str(i) for i in x])
             axis.set_yticks((0.5, 1, 2, 5, 10, 20, 50), ("0.5", "1", "2", "5", "10", "20", "50"))
             axis.minorticks_off()
-            axis.set_xlabel("arithmetic intensity (FLOP/byte): 32 query heads / KV heads")
+            axis.set_xlabel("FLOP/byte: 32 query heads / KV heads")
             axis.set_ylabel("decode attention (TFLOP/s)")
             lengths = f"{LENGTHS[0] // 1024}K to {LENGTHS[-1] // 1024}K"
-            axis.set_title(f"lines: ours, {LENGTHS[length] // 1024}K tokens (band: {lengths}); marks: paper")
+            axis.set_title(f"{LENGTHS[length] // 1024}K tokens (band: {lengths})\n{MARKS}")
             axis.legend(frameon=False, loc="upper left")
 
 
@@ -157,8 +160,12 @@ def verdicts(found: list[Place], length: int) -> list[Verdict]:
         own = [p for p in found if (p.kernels, p.batch) == (kernels, batch)]
         for kind in (FITTED, PREDICTED):
             ratios = {f"{p.kv_heads} KV heads": p.ours[length] / p.paper for p in own if p.kind == kind}
-            name = f"{NAMES[kernels]}, batch {batch}: TFLOP/s over the paper's" + " (picks the length)" * (kind == FITTED)
+            name = f"{NAMES[kernels]}, batch {batch}: TFLOP/s over the paper's" + " (picks the length)" * (
+                kind == FITTED
+            )
             if ratios:
-                said.append(Verdict.every(name, kind, LIMIT, ratios, "x", why if kernels == VLLM and batch <= 2 else ""))
+                said.append(
+                    Verdict.every(name, kind, LIMIT, ratios, "x", why if kernels == VLLM and batch <= 2 else "")
+                )
     name = "FlexInfer over vLLM at MQA, batch 32"
     return [*said, Verdict.within(name, PREDICTED, Band(0.8 * MQA, 1.2 * MQA), mqa_ratio(found, length), "x")]

@@ -13,9 +13,9 @@ from experiments.fit_paper_kernels import decode_points
 from experiments.seeded import Cell
 
 PANELS = {
-    "batch": ("sequences of 16K tokens, 4 KV heads (constants are fitted here)", ("1", "8", "16", "32")),
-    "length": ("tokens, of 16 sequences, 4 KV heads (predicted)", ("1K", "4K", "16K", "64K")),
-    "kv_heads": ("KV heads, 16 sequences of 16K tokens (predicted)", ("1 (MQA)", "4", "8", "32 (MHA)")),
+    "batch": ("sequences of 16K tokens, 4 KV heads", ("1", "8", "16", "32")),
+    "length": ("tokens of 16 sequences, 4 KV heads", ("1K", "4K", "16K", "64K")),
+    "kv_heads": ("KV heads, 16 sequences of 16K tokens", ("1", "4", "8", "32")),
 }
 VARIED = {"batch": 0, "length": 1, "kv_heads": 2}  # place of the x of each sweep in (batch, tokens, KV heads)
 FITTED_AT = {(batch, 16384, 4) for batch in (1, 8, 16, 32)}  # the batch sweep, wherever its shapes come again
@@ -52,7 +52,7 @@ class Fig7(Figure):
 
     def draw(self, result: Result, stem: Path) -> None:
         """A panel per sweep."""
-        kernel_times.draw(result.extra, stem, PANELS, "decode attention of a layer, A100\nlines: ours; marks: paper", "us")
+        kernel_times.draw(result.extra, stem, PANELS, "decode attention of a layer, A100", "us")
 
 
 def timed() -> list[Timed]:

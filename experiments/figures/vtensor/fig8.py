@@ -21,7 +21,7 @@ TRITON_FITTED = {(8, 0.25), (8, 0.5)}  # batch, cached share: two rates from two
 NOTES = [
     "FlashAttention's and FlexInfer's one rate is fitted to the batch sweep, Triton's two to the shares 0.25 and 0.5; "
     "a shape that comes in both sweeps counts as fitted in both",
-    "vLLM 0.4.2 prefills a prompt with a cached prefix by Triton's kernel",
+    "Triton's kernel is what vLLM 0.4.2 prefills a prompt with a cached prefix by",
 ]
 
 
@@ -50,8 +50,7 @@ class Fig8(Figure):
 
     def draw(self, result: Result, stem: Path) -> None:
         """A panel per sweep."""
-        title = "prefill attention of a layer, A100, 16K-token prompts\nlines: ours; marks: paper"
-        kernel_times.draw(result.extra, stem, PANELS, title, "ms")
+        kernel_times.draw(result.extra, stem, PANELS, "prefix prefill of a layer, A100, 16K tokens", "ms")
 
 
 def timed() -> list[Timed]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from experiments.figures.base import FITTED, PREDICTED, Band, Table, Verdict
 from experiments.figures.vtensor.setting import LABELS, STYLES
 from experiments.plots import figure
 
 LEFT_OUT = "left out"  # of the fit and of the verdicts
+MARKS = "lines: ours; marks: paper (filled: predicted)"
+TICKS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 HEADER = ("sweep", "x", "kernel", "kind", "ours us", "paper us", "ours / paper")
 
 
@@ -68,18 +69,25 @@ def draw(
         for (sweep, (label, names)), axis in zip(panels.items(), axes.flat, strict=True):
             for kernels, style in STYLES.items():
                 own = sorted((p for p in points if (p.sweep, p.kernels) == (sweep, kernels)), key=lambda p: p.x)
-                at = np.arange(len(own))
-                axis.plot(at, [scale * p.ours for p in own], color=style["color"], linewidth=1)
-                axis.plot(at, [scale * p.paper for p in own], **hollow(style), label=LABELS[kernels])
+                axis.plot(range(len(own)), [scale * p.ours for p in own], color=style["color"], linewidth=1)
+                for at, p in enumerate(own):
+                    axis.plot(at, scale * p.paper, **mark(style, p.kind))
+                axis.plot([], [], **mark(style, PREDICTED), label=LABELS[kernels])
             axis.set_yscale("log")
-            axis.set_xticks(np.arange(len(names)), names)
+            low, high = axis.get_ylim()
+            ticks = [tick for tick in TICKS if low <= tick <= high]
+            axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+            axis.minorticks_off()
+            axis.set_xticks(range(len(names)), names)
             axis.set_xlabel(label, labelpad=1)
             axis.set_ylabel(f"time ({unit})")
         sheet = axes[0, 0].figure
         sheet.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-        axes[0, 0].set_title(title)
+        axes[0, 0].set_title(f"{title}\n{MARKS}")
 
 
-def hollow(style: Mapping[str, str]) -> dict[str, object]:
+def mark(style: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """How a point of the paper looks: ours are lines."""
-    return {**style, "linestyle": "none", "markerfacecolor": "none", "markersize": 5}
+    if kind == PREDICTED:
+        return {"markersize": 4.5, **style, "linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.4}
+    return {"markersize": 4.5, **style, "linestyle": "none", "markerfacecolor": "none"}

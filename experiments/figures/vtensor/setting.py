@@ -19,7 +19,7 @@ DEVICE = "a100", "vllm-0.14"  # the stack gives FlashAttention's launch time, no
 GIB = 2**30
 VLLM, FA_PAGED, FLEXINFER, FA_NATIVE = "vllm-0.4.2", "fa-paged", "flexinfer", "fa-contiguous"
 LABELS = {
-    VLLM: "vLLM 0.4.2, paged",
+    VLLM: "vLLM 0.4.2",
     FA_PAGED: "FlashAttention, paged",
     FLEXINFER: "FlexInfer",
     FA_NATIVE: "FlashAttention, contiguous",
@@ -28,7 +28,7 @@ LABELS = {
 STYLES: dict[str, dict[str, Any]] = {
     VLLM: {"color": "#D55E00", "marker": "s"},
     FA_PAGED: {"color": "#E69F00", "marker": "v"},
-    FA_NATIVE: {"color": "#009E73", "marker": "D"},
+    FA_NATIVE: {"color": "#009E73", "marker": "D", "markersize": 6.5},
     FLEXINFER: {"color": "#0072B2", "marker": "o"},
 }
 
