@@ -17,7 +17,7 @@ FIGURES = {
     f"{paper}/{name}": f"experiments.figures.{paper}.{name}:{cls}"
     for paper, names in {
         "layerkv": {"fig1": "Fig1"},
-        "vtensor": {},
+        "vtensor": {"fig2": "Fig2", "fig3": "Fig3", "fig7": "Fig7", "fig8": "Fig8", "fig11a": "Fig11a"},
     }.items()
     for name, cls in names.items()
 }
