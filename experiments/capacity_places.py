@@ -63,7 +63,7 @@ class Place:
 
     def machine(self) -> str:
         """Settings of the machine, without its pool and its host tier."""
-        stack = f"stack={self.stack}" if self.stack else ""
+        stack = f"stack={self.stack},async_depth=0" if self.stack else ""  # the paper's day: no step is planned ahead
         return joined([f"device={self.device}", stack, f"tensor={self.tensor},max_context={self.family.max_context}"])
 
 

@@ -14,7 +14,7 @@ from experiments.points import Point
 from experiments.seeded import Cell, mean, throughput_ratio
 
 MODEL = "experiments.paper_models:LLAMA2_7B_32K"
-MACHINE = "device=l20,stack=vllm-0.5,host_bytes=512GiB"
+MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"
 LINK_GBS = 25  # of the L20
 SLO = "ttft:3000,tpot:200"
 OUTPUT = 450

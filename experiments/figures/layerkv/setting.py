@@ -12,7 +12,7 @@ from experiments.seeded import Cell, mean
 
 SLO_TTFT_MS, SLO_TPOT_MS = 3000, 200
 SLO = f"ttft:{SLO_TTFT_MS},tpot:{SLO_TPOT_MS}"
-MACHINE = "device=l20,stack=vllm-0.5,host_bytes=512GiB"  # the paper's day; a host tier that is never full
+MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"  # the paper's day: no step ahead; host never full
 NUM, OUTPUT = 100, 450  # requests of a run; output tokens, fitted to figure 1 (400 to 512 are possible)
 SATURATED = 400, 1000.0  # requests, and requests/s, that measure capacity
 VLLM, LAYERKV, NO_RULE, PAGED_PARK = "vLLM", "LayerKV", "LayerKV, no SLO rule", "whole requests parked"
