@@ -1,0 +1,128 @@
+"""The forecast (ours): layers that leave ahead of need, or when pages are lacking, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import seeded
+from experiments.figures.base import PREDICTED, Band, Estimate, Figure, Result, Table, Verdict
+from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, OUTPUT, POLICIES
+from experiments.figures.layerkv.watched import AHEAD, LATE, WAITED, watch
+from experiments.plots import figure
+from experiments.points import Point, run_points
+from experiments.seeded import Cell, mean, throughput_ratio
+
+PROACTIVE, REACTIVE, OFF = MODES = ("proactive", "reactive", "off")
+SETTINGS = {
+    PROACTIVE: "",
+    REACTIVE: "layerkv_forecast=false",
+    OFF: "layerkv_forecast=false,layerkv_layerwise=false",  # layers stay together, and on the device
+}
+CONTEXT, RATE = 2048, 1.0
+LOADS = {"full link": "", "a tenth of the link": "link_gbs=2.5"}
+WATCHED = "policy=experiments.figures.layerkv.watched:Watched"
+COUNTS = (LATE, AHEAD, WAITED)
+SHOWN = ("mean_queue_ms", "mean_ttft_ms", "p99_ttft_ms", "p99_itl_ms", "max_max_gap_ms", "mean_tpot_ms", "steps")
+HEADER = (
+    "load", "mode", "pages late", "pages ahead", "rows waited", "preemptions", "queue ms", "TTFT ms", "P99 TTFT ms",
+    "P99 ITL ms", "largest gap ms", "TPOT ms", "steps", "tok/s ratio",
+)  # fmt: skip
+COLORS = {PROACTIVE: "#0072B2", REACTIVE: "#E69F00", OFF: "#D55E00"}
+Key = tuple[str, str]  # load, mode
+Counts = Mapping[Key, Mapping[str, list[int]]]  # by name, per seed
+
+
+def point(load: str, mode: str) -> Point:
+    """A run, without a seed."""
+    fixed = LLAMA2_7B.fixed(LAYERKV, CONTEXT, RATE)
+    return replace(fixed, engine=",".join(text for text in (fixed.engine, LOADS[load], SETTINGS[mode]) if text))
+
+
+def count(num_seeds: int) -> Counts:
+    """The runs of every load and mode once more, under a policy that counts."""
+    keys = [(load, mode) for load in LOADS for mode in MODES]
+    runs = [
+        replace(p, engine=p.engine.replace(POLICIES[LAYERKV], WATCHED, 1), seed=seed)
+        for p in (point(*key) for key in keys)
+        for seed in range(num_seeds)
+    ]
+    kept = Path(seeded.KEPT.value) / "layerkv_forecast"
+    found = dict(run_points(runs, seeded.PROCESSES.value, kept, watch))
+    return {
+        key: {name: [found[i * num_seeds + seed][name] for seed in range(num_seeds)] for name in COUNTS}
+        for i, key in enumerate(keys)
+    }
+
+
+class Forecast(Figure):
+    """What it is good for."""
+
+    title = "Layers that leave by forecast, when pages are lacking, or not at all"
+    source = "ours; that LayerKV (arXiv 2410.00428) forecasts free blocks is known, its equation is not"
+    about = (
+        f"Llama2-7B on one L20 under LayerKV, {CONTEXT} tokens and {OUTPUT} output tokens, {RATE:g} request/s, 100 "
+        "requests, over the whole link and a tenth of it. Off: a request is admitted when all its layers fit, and one "
+        "is preempted when pages are lacking."
+    )
+
+    def points(self, executor: str) -> dict[Hashable, Point]:
+        """By (load, mode)."""
+        return {(load, mode): point(load, mode) for load in LOADS for mode in MODES}
+
+    def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
+        """See `Figure`."""
+        counts = count(len(next(iter(cells.values()))["steps"]))
+        rows: list[list[Any]] = []
+        for load in LOADS:
+            for mode in MODES:
+                cell, counted = cells[load, mode], counts[load, mode]
+                left = [float(np.mean(counted[name])) for name in COUNTS]
+                shown = [mean(cell, name) for name in ("total_preemptions", *SHOWN)]
+                rows.append([load, mode, *left, *shown, throughput_ratio(cell, cells[load, PROACTIVE])])
+        notes = [
+            "late: pages that begin to leave when a prompt or a row has none, so that it waits for the copy; ahead: by "
+            "forecast. Counted in runs of their own, by a policy that decides the same",
+            "rows waited: rows that did not decode in a step because pages were on their way out",
+        ]
+        return Result(Table(HEADER, rows), verdicts(cells, counts), notes)
+
+    def draw(self, result: Result, stem: Path) -> None:
+        """Pages that leave, preemptions and TTFT, by load."""
+        panels = {"pages late": "pages that leave\ntoo late", "preemptions": "preemptions", "TTFT ms": "mean TTFT (ms)"}
+        at = np.arange(len(LOADS))
+        with figure(stem, 3.6, nrows=len(panels), sharex=True) as axes:
+            for ax, (name, label) in zip(axes, panels.items(), strict=True):
+                for i, mode in enumerate(MODES):
+                    values = result.table.column(name, mode=mode)
+                    look = {"color": COLORS[mode], "edgecolor": "black", "linewidth": 0.4, "label": mode}
+                    bars = ax.bar(at + (i - 1) * 0.27, values, 0.25, **look)
+                    ax.bar_label(bars, [f"{value:,.0f}" for value in values], size=6, padding=1)
+                ax.set_ylabel(label)
+                ax.margins(y=0.2)
+            axes[-1].set_yscale("log")
+            axes[-1].set_xticks(at, list(LOADS))
+            axes[0].legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def verdicts(cells: Mapping[Hashable, Cell], counts: Counts) -> list[Verdict]:
+    """Of values per seed. Fewer: the whole interval of the paired ratio lies below 1."""
+    fewer, every = Band(high=1 - 1e-9), Verdict.every
+
+    def ratio(name: str, over: Mapping[Hashable, Mapping[str, list[Any]]]) -> dict[str, Estimate | float]:
+        pairs = {load: (over[load, PROACTIVE][name], over[load, REACTIVE][name]) for load in LOADS}
+        return {load: Estimate.of(np.array(a) / np.array(b)) for load, (a, b) in pairs.items() if min(b) > 0}
+
+    preempted = {mode: {load: mean(cells[load, mode], "total_preemptions") for load in LOADS} for mode in MODES}
+    return [
+        every("pages that leave too late, over reactive", PREDICTED, fewer, ratio(LATE, counts), "x"),
+        every("rows that wait for pages, over reactive", PREDICTED, fewer, ratio(WAITED, counts), "x"),
+        every("preemptions, proactive", PREDICTED, Band(0, 0), preempted[PROACTIVE]),
+        every("preemptions, off", PREDICTED, Band(1), preempted[OFF]),
+        every("time in the queue, over reactive", PREDICTED, fewer, ratio("mean_queue_ms", cells), "x"),
+        every("P99 ITL, over reactive", PREDICTED, fewer, ratio("p99_itl_ms", cells), "x"),
+    ]
