@@ -17,9 +17,14 @@ FIGURES = {
     f"{paper}/{name}": f"experiments.figures.{paper}.{name}:{cls}"
     for paper, names in {
         "layerkv": {
-            "fig1": "Fig1", "fig2": "Fig2", "fig4": "Fig4", "fig5": "Fig5", "eq34": "Eq34", "tab1": "Tab1",
+            "fig1": "Fig1",
+            "fig2": "Fig2",
+            "fig4": "Fig4",
+            "fig5": "Fig5",
+            "eq34": "Eq34",
+            "tab1": "Tab1",
             "forecast": "Forecast",
-        },  # fmt: skip
+        },
         "vtensor": {},
     }.items()
     for name, cls in names.items()

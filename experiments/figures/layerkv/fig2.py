@@ -102,7 +102,7 @@ class Fig2(Figure):
                 rows.append([ALLOCATORS[policy], request.id, request.prompt_len, *map(float, times), before])
         notes = [
             f"steps before: that began while a request waited; {AHEAD} was on its way before the request was known",
-            "layer-level: the long prompt begins at once; its decode then waits on the host until there is room",
+            "layer-level: the long prompt begins at once, and then waits until its parked layers find room at home",
         ]
         return Result(Table(HEADER, rows), verdicts(traces), notes, traces)
 
@@ -148,7 +148,9 @@ def _lanes(ax: Any, trace: Trace, names: list[str]) -> None:
     for y, name in enumerate(names):
         arrival, begin, tokens = trace.requests[name].arrival, trace.begins(name), trace.tokens(name)
         label = (lambda text: text) if y == 0 else (lambda text: None)
-        ax.plot([tokens[0], tokens[-1]], [y, y], color="gray", linewidth=0.8, label=label("parked or stalled"))
+        ax.plot(
+            [tokens[0], tokens[-1]], [y, y], color="gray", linewidth=0.8, zorder=0, label=label("parked or stalled")
+        )
         ax.barh(y, begin - arrival, 0.7, left=arrival, label=label("waits"), **waiting)
         ax.barh(y, tokens[0] - begin, 0.7, left=begin, label=label("prefill"), **PREFILL)
         bars = [(a, b - a) for a, b in pairwise(tokens) if b - a < PAUSED]
@@ -159,4 +161,4 @@ def _link(ax: Any, trace: Trace, first: int) -> None:
     for lane, out in enumerate((True, False)):
         copies = [copy for step in trace.steps for copy in step.copies if copy.out is out]
         bars = [(copy.start, copy.end - copy.start) for copy in copies]
-        ax.broken_barh(bars, (first + lane - 0.25, 0.5), facecolor="#CC79A7")
+        ax.broken_barh(bars, (first + lane - 0.3, 0.6), color="#CC79A7", linewidth=0.8)

@@ -61,11 +61,15 @@ class Fig4(Figure):
 
     def draw(self, result: Result, stem: Path) -> None:
         """A panel per prompt, a lane per stream, time in prefills."""
-        with figure(stem, 3.9, nrows=len(PROMPTS)) as axes:
+        with figure(stem, 3.8, nrows=len(PROMPTS), sharex=True) as axes:
             for ax, prompt in zip(axes, PROMPTS, strict=True):
                 _panel(ax, prompt, result.extra)
             axes[-1].set_xlabel("time / time of the prefill")
-            axes[0].set_title("Llama2-7B, one L20; light: layers that stay\n(x of Eqs 3-4); red: copies with x = 0")
+            axes[0].set_title(
+                "Llama2-7B, one L20. compute: light layers stay (link x0.05)\n"
+                "copies: green with x of Eqs 3-4, red with x = 0",
+                loc="right",
+            )
 
 
 def verdicts(table: Table) -> list[Verdict]:
@@ -114,7 +118,8 @@ def _panel(ax: Any, prompt: int, runs: Runs) -> None:
             bars = [(job.end - job.num_bytes / rate, job.num_bytes / rate) for job in run.copies]
             colors = [COPIED[rule]] * len(bars)
         scaled = [(start / unit, width / unit) for start, width in bars]
-        ax.broken_barh(scaled, (y - 0.4, 0.8), facecolors=colors, edgecolor="white", linewidth=0.2)
+        edges = "white" if scaled[0][1] > 0.02 else colors  # what is narrow would be nothing but edge
+        ax.broken_barh(scaled, (y - 0.4, 0.8), facecolors=colors, edgecolors=edges, linewidth=0.3)
     ax.axvline(1, color="black", linewidth=0.6, linestyle="--")
     ax.set_yticks(range(len(lanes)), [name for name, *_ in lanes])
     ax.set_ylim(len(lanes) - 0.4, -0.6)

@@ -66,12 +66,13 @@ class Fig5(Figure):
         tokens = of("streamed tokens")
         with figure(stem, 2.7) as ax:
             ax.plot(tokens, of("none ms"), color="black", linewidth=1, linestyle="--", label="nothing parked")
-            for pattern, style in STYLES.items():
-                look = style | {"linewidth": 1, "markersize": 3, "markevery": (1, 4)}
+            for i, (pattern, style) in enumerate(STYLES.items()):
+                look = style | {"linewidth": 1, "markersize": 3, "markevery": (2 * i, 6)}
                 ax.plot(tokens, of(f"{pattern} ms"), label=pattern, **look)
                 ax.plot(tokens, of(f"engine, {pattern} ms"), color=style["color"], linewidth=0.8, linestyle=":")
             ax.axvline(result.extra, color="gray", linewidth=0.6)
-            ax.annotate("hide bound", (result.extra, ax.get_ylim()[1]), (2, -8), textcoords="offset points", size=7)
+            ax.set_ylim(bottom=40)
+            ax.annotate("hide bound", (result.extra, 40), (3, 3), textcoords="offset points", size=7)
             ax.set_xticks(tokens[::8], [kilo(int(t)) for t in tokens[::8]])
             ax.set_xlabel("tokens streamed in each parked layer")
             ax.set_ylabel("decode step (ms)")

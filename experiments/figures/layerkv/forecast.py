@@ -11,13 +11,23 @@ import numpy as np
 
 from experiments import seeded
 from experiments.figures.base import PREDICTED, Band, Estimate, Figure, Result, Table, Verdict
-from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, OUTPUT, POLICIES
+from experiments.figures.layerkv.setting import (
+    HYGIENE,
+    LAYERKV,
+    LLAMA2_7B,
+    OUTPUT,
+    POLICIES,
+    estimate,
+    hygiene,
+    yardsticks,
+)
 from experiments.figures.layerkv.watched import AHEAD, LATE, WAITED, watch
 from experiments.plots import figure
 from experiments.points import Point, run_points
 from experiments.seeded import Cell, mean, throughput_ratio
 
 PROACTIVE, REACTIVE, OFF = MODES = ("proactive", "reactive", "off")
+COUNTED = (PROACTIVE, REACTIVE)  # else nothing leaves
 SETTINGS = {
     PROACTIVE: "",
     REACTIVE: "layerkv_forecast=false",
@@ -27,10 +37,10 @@ CONTEXT, RATE = 2048, 1.0
 LOADS = {"full link": "", "a tenth of the link": "link_gbs=2.5"}
 WATCHED = "policy=experiments.figures.layerkv.watched:Watched"
 COUNTS = (LATE, AHEAD, WAITED)
-SHOWN = ("mean_queue_ms", "mean_ttft_ms", "p99_ttft_ms", "p99_itl_ms", "max_max_gap_ms", "mean_tpot_ms", "steps")
+SHOWN = ("mean_queue_ms", "p99_ttft_ms", "p99_itl_ms", "max_max_gap_ms", "mean_tpot_ms", "steps")
 HEADER = (
-    "load", "mode", "pages late", "pages ahead", "rows waited", "preemptions", "queue ms", "TTFT ms", "P99 TTFT ms",
-    "P99 ITL ms", "largest gap ms", "TPOT ms", "steps", "tok/s ratio",
+    "load", "mode", "pages late", "pages ahead", "rows waited", "preemptions", "TTFT ms", "TTFT low",
+    "TTFT high", "queue ms", "P99 TTFT ms", "P99 ITL ms", "largest gap ms", "TPOT ms", "steps", "tok/s ratio", *HYGIENE,
 )  # fmt: skip
 COLORS = {PROACTIVE: "#0072B2", REACTIVE: "#E69F00", OFF: "#D55E00"}
 Key = tuple[str, str]  # load, mode
@@ -44,8 +54,8 @@ def point(load: str, mode: str) -> Point:
 
 
 def count(num_seeds: int) -> Counts:
-    """The runs of every load and mode once more, under a policy that counts."""
-    keys = [(load, mode) for load in LOADS for mode in MODES]
+    """The runs in which layers leave once more, under a policy that counts."""
+    keys = [(load, mode) for load in LOADS for mode in COUNTED]
     runs = [
         replace(p, engine=p.engine.replace(POLICIES[LAYERKV], WATCHED, 1), seed=seed)
         for p in (point(*key) for key in keys)
@@ -71,19 +81,22 @@ class Forecast(Figure):
     )
 
     def points(self, executor: str) -> dict[Hashable, Point]:
-        """By (load, mode)."""
-        return {(load, mode): point(load, mode) for load in LOADS for mode in MODES}
+        """By (load, mode), and what the place can serve."""
+        runs: dict[Hashable, Point] = {(load, mode): point(load, mode) for load in LOADS for mode in MODES}
+        return runs | yardsticks(LLAMA2_7B, CONTEXT)
 
     def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
         """See `Figure`."""
-        counts = count(len(next(iter(cells.values()))["steps"]))
+        counts = count(len(cells[next(iter(LOADS)), PROACTIVE]["steps"]))
         rows: list[list[Any]] = []
         for load in LOADS:
             for mode in MODES:
-                cell, counted = cells[load, mode], counts[load, mode]
-                left = [float(np.mean(counted[name])) for name in COUNTS]
-                shown = [mean(cell, name) for name in ("total_preemptions", *SHOWN)]
-                rows.append([load, mode, *left, *shown, throughput_ratio(cell, cells[load, PROACTIVE])])
+                cell, counted = cells[load, mode], counts.get((load, mode), {})
+                left = [float(np.mean(counted.get(name, 0))) for name in COUNTS]
+                ttft, shown = estimate(cell, "mean_ttft_ms"), [mean(cell, name) for name in SHOWN]
+                means = [mean(cell, "total_preemptions"), ttft.mean, ttft.low, ttft.high, *shown]
+                ratio = throughput_ratio(cell, cells[load, PROACTIVE])
+                rows.append([load, mode, *left, *means, ratio, *hygiene(cells, LLAMA2_7B, CONTEXT, RATE, cell)])
         notes = [
             "late: pages that begin to leave when a prompt or a row has none, so that it waits for the copy; ahead: by "
             "forecast. Counted in runs of their own, by a policy that decides the same",
@@ -92,15 +105,19 @@ class Forecast(Figure):
         return Result(Table(HEADER, rows), verdicts(cells, counts), notes)
 
     def draw(self, result: Result, stem: Path) -> None:
-        """Pages that leave, preemptions and TTFT, by load."""
+        """Pages that leave, preemptions and TTFT, by load. Where more comes than can be served bars are hollow."""
         panels = {"pages late": "pages that leave\ntoo late", "preemptions": "preemptions", "TTFT ms": "mean TTFT (ms)"}
         at = np.arange(len(LOADS))
         with figure(stem, 3.6, nrows=len(panels), sharex=True) as axes:
             for ax, (name, label) in zip(axes, panels.items(), strict=True):
                 for i, mode in enumerate(MODES):
-                    values = result.table.column(name, mode=mode)
-                    look = {"color": COLORS[mode], "edgecolor": "black", "linewidth": 0.4, "label": mode}
-                    bars = ax.bar(at + (i - 1) * 0.27, values, 0.25, **look)
+                    values, states = (result.table.column(of, mode=mode) for of in (name, "state"))
+                    fill = ["white" if state == "overloaded" else COLORS[mode] for state in states]
+                    look = {"color": fill, "edgecolor": COLORS[mode], "linewidth": 1.2, "label": mode}
+                    if name == "TTFT ms":
+                        ends = [result.table.column(of, mode=mode) for of in ("TTFT low", "TTFT high")]
+                        look |= {"yerr": np.abs(np.array(ends) - values), "error_kw": {"linewidth": 0.8}}
+                    bars = ax.bar(at + (i - 1) * 0.27, values, 0.24, **look)
                     ax.bar_label(bars, [f"{value:,.0f}" for value in values], size=6, padding=1)
                 ax.set_ylabel(label)
                 ax.margins(y=0.2)
@@ -117,12 +134,13 @@ def verdicts(cells: Mapping[Hashable, Cell], counts: Counts) -> list[Verdict]:
         pairs = {load: (over[load, PROACTIVE][name], over[load, REACTIVE][name]) for load in LOADS}
         return {load: Estimate.of(np.array(a) / np.array(b)) for load, (a, b) in pairs.items() if min(b) > 0}
 
+    queue_why = "over the whole link what leaves too late has left within a step or two: nobody notices"
     preempted = {mode: {load: mean(cells[load, mode], "total_preemptions") for load in LOADS} for mode in MODES}
     return [
         every("pages that leave too late, over reactive", PREDICTED, fewer, ratio(LATE, counts), "x"),
         every("rows that wait for pages, over reactive", PREDICTED, fewer, ratio(WAITED, counts), "x"),
         every("preemptions, proactive", PREDICTED, Band(0, 0), preempted[PROACTIVE]),
         every("preemptions, off", PREDICTED, Band(1), preempted[OFF]),
-        every("time in the queue, over reactive", PREDICTED, fewer, ratio("mean_queue_ms", cells), "x"),
+        every("time in the queue, over reactive", PREDICTED, fewer, ratio("mean_queue_ms", cells), "x", queue_why),
         every("P99 ITL, over reactive", PREDICTED, fewer, ratio("p99_itl_ms", cells), "x"),
     ]

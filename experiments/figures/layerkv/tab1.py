@@ -98,15 +98,15 @@ class Tab1(Figure):
             for (name, color), width, end in zip(PARTS.items(), parts, ends, strict=True):
                 ax.barh(at, width, 0.7, left=end - width, color=color, edgecolor="black", linewidth=0.4, label=name)
             for y, end, count in zip(at, ends[-1], tokens, strict=True):
-                text = {"text": f"{count / 1e3:.0f}K tokens", "size": 7, "ha": "right", "va": "center"}
+                text = {"text": f"{count / 1e3:.0f}K", "size": 7, "ha": "right", "va": "center"}
                 ax.annotate(xy=(end, y), xytext=(-3, 0), textcoords="offset points", color="white", **text)
             total = L20_BYTES / 2**30
             ax.axvline(total * DEVICE_FRACTION, color="black", linewidth=0.6, linestyle="--")
             ax.set_xlim(0, total)
             ax.set_yticks(at, [f"{s.name.split(',')[0]}\n{s.tensor} x L20, {kilo(c)}" for s, c in places], size=6)
             ax.invert_yaxis()
-            ax.set_xlabel(f"GiB of each L20 (dashed: {DEVICE_FRACTION:g} of it)")
-            ax.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.02, 1.0), columnspacing=0.8)
+            ax.set_xlabel(f"GiB of each L20 (dashed: {DEVICE_FRACTION:g} of it; numbers: tokens)")
+            ax.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1.0))
 
 
 def verdicts(table: Table, fewest: Mapping[Setup, int]) -> list[Verdict]:

@@ -128,9 +128,9 @@ def test_nothing_that_leaves_is_nothing_to_judge():
 
 
 def small(policy: str, settings: str = "") -> Point:
-    """A pool that is soon full: 8 requests of 64 + 100 tokens in 40 pages of each of 4 layers."""
+    """A pool that is soon full: 24 requests of 64 + 100 tokens in 40 pages of each of 4 layers."""
     engine = f"{policy},device=l20,host_bytes=1GiB,num_pages=160,max_context=256{settings}"
-    return Point("tiny-1m", engine, "synthetic:num=8,rate=1000,prompt=fixed:64,output=fixed:100")
+    return Point("tiny-1m", engine, "synthetic:num=24,rate=1000,prompt=fixed:64,output=fixed:100")
 
 
 @pytest.mark.parametrize("settings", ["", ",layerkv_forecast=false"])
