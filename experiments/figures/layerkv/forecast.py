@@ -118,11 +118,12 @@ class Forecast(Figure):
                         ends = [result.table.column(of, mode=mode) for of in ("TTFT low", "TTFT high")]
                         look |= {"yerr": np.abs(np.array(ends) - values), "error_kw": {"linewidth": 0.8}}
                     bars = ax.bar(at + (i - 1) * 0.27, values, 0.24, **look)
-                    ax.bar_label(bars, [f"{value:,.0f}" for value in values], size=6, padding=1)
+                    ax.bar_label(bars, [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values], size=6, padding=1)
                 ax.set_ylabel(label)
                 ax.margins(y=0.2)
             axes[-1].set_yscale("log")
             axes[-1].set_xticks(at, list(LOADS))
+            axes[-1].set_xlabel("hollow: more comes than can be served")
             axes[0].legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 

@@ -105,7 +105,7 @@ class Tab1(Figure):
             ax.set_xlim(0, total)
             ax.set_yticks(at, [f"{s.name.split(',')[0]}\n{s.tensor} x L20, {kilo(c)}" for s, c in places], size=6)
             ax.invert_yaxis()
-            ax.set_xlabel(f"GiB of each L20 (dashed: {DEVICE_FRACTION:g} of it; numbers: tokens)")
+            ax.set_xlabel(f"GiB of each L20 (dashed: {DEVICE_FRACTION:g}); numbers: tokens")
             ax.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1.0))
 
 
