@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 FIGURES = {
     f"{paper}/{name}": f"experiments.figures.{paper}.{name}:{cls}"
     for paper, names in {
-        "layerkv": {"fig1": "Fig1"},
+        "layerkv": {
+            "fig1": "Fig1",
+            "fig2": "Fig2",
+            "fig4": "Fig4",
+            "fig5": "Fig5",
+            "eq34": "Eq34",
+            "tab1": "Tab1",
+            "forecast": "Forecast",
+        },
         "vtensor": {"fig2": "Fig2", "fig3": "Fig3", "fig7": "Fig7", "fig8": "Fig8", "fig11a": "Fig11a"},
     }.items()
     for name, cls in names.items()

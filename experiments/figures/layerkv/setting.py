@@ -6,6 +6,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from absl import logging
+
+from engine import Engine
 from experiments.figures.base import Estimate
 from experiments.points import Point
 from experiments.seeded import Cell, mean
@@ -94,3 +97,13 @@ def queue_share(cell: Cell) -> Estimate:
 def kilo(tokens: int) -> str:
     """For an axis."""
     return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
+
+
+def engine_of(point: Point) -> Engine:
+    """The engine that a point runs on, made without its notes."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return Engine.from_pretrained(point.model, point.config)
+    finally:
+        logging.set_verbosity(before)
