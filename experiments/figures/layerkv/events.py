@@ -137,8 +137,8 @@ class Decode:
         return self.place.cost.step(StepWork(self.rows, self.rows * self.context, self.context, (), self.rows))
 
     def steady(self, tokens: int, parked: Sequence[bool], depth: int) -> float:
-        """Seconds of a step among many, when layers of `parked` [L] stream so many tokens each, fetched `depth` layers
-        ahead across the border between two steps, at no cost to the device: the pipeline as LayerKV describes it."""
+        """Seconds of a step among many, when layers of `parked` [L] stream so many tokens each, the next `depth` of
+        them under way, across the border between two steps, at no cost to the device: as LayerKV describes it."""
         num, time = self.place.num_layers, self.time
         seconds = [time.layer] * (num - 1) + [time.layer + time.tail + time.embed]
         fetches = self._fetches(tokens, list(parked) * STEPS)

@@ -86,7 +86,7 @@ class Fig1(Figure):
         knee_why = "the load there is 0.9: whether a queue forms depends on the arrivals and the output length"
         every = Verdict.every
         return [
-            Verdict.within("context from which on queueing takes half", PREDICTED, Band(KNEE, 2 * KNEE), knee, " tokens"),
+            Verdict.within("context from which queueing takes half", PREDICTED, Band(KNEE, 2 * KNEE), knee, " tokens"),
             every(
                 f"queue share up to {FITTED_TO}", FITTED, Band(high=0.3),
                 {str(c): share[c] for c in CONTEXTS if c <= FITTED_TO},
@@ -102,8 +102,7 @@ class Fig1(Figure):
             ),
             every(
                 "TPOT under saturation", PREDICTED, Band(60, 80), tpot, " ms",
-                "just past the knee the pool is full of sequences, and every prefill stalls all of them; the paper's TPOT "
-                "is 69 ms there",
+                "just past the knee the pool is full of sequences, and every prefill stalls them; the paper has 69 ms",
             ),
         ]  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from engine.metrics import RequestMetrics, StepRecord
@@ -149,4 +148,5 @@ def test_the_watched_points_are_those_of_the_figure():
     assert point.config.scheduler.policy == "layerkv" and not point.config.scheduler.layerkv.layerwise
     assert point.config.link_gbs == 2.5
     assert forecast.WATCHED not in point.engine and point.engine.count(POLICIES[LAYERKV]) == 1
-    assert np.isclose(forecast.point("full link", forecast.PROACTIVE).config.scheduler.layerkv.low_watermark, 0.01)
+    knobs = [forecast.point("full link", mode).config.scheduler.layerkv for mode in forecast.MODES]
+    assert [(k.forecast, k.layerwise) for k in knobs] == [(True, True), (False, True), (False, False)]
