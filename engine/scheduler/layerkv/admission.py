@@ -1,10 +1,10 @@
 """Whether the next prompt may stall requests that have begun. No JAX here.
 
 LayerKV's rule knows TPOT alone: a prompt waits until nobody loses the objective by it (Eqs 1 and 2). Where a prefill
-takes seconds that costs more than it saves, for the prompts behind it are late, too. Ours weighs both objectives. Who
-has missed one already has nothing to lose. A prompt waits for others while it, and those behind it, are on time even if
-another one like it comes first. When they would not be, it may cost as many others their TPOT as are late without it,
-and one in any case.
+takes seconds that costs more than it saves, for the prompts behind it are late, too. Ours weighs both objectives: who
+has missed one already has nothing to lose, and a prompt waits for others only while it, and those behind it, are on
+time even if another one like it comes first. (Tried and dropped: to go only if as many objectives are saved as lost.
+The prompts to come, which are late if this one is, cannot be counted.)
 """
 
 from __future__ import annotations
@@ -41,30 +41,24 @@ class AdmissionRule:
           prefill_seconds: of so many tokens.
         """
         self.config, self._now, self._step, self._prefill_seconds = config, now, step, prefill_seconds
-        self._allowed = allowed[~late]
-        self._budget = budget(self._allowed, config.lost)
+        self._budget = budget(allowed[~late], config.lost)
         self._spent = 0.0
 
     def allows(self, waiting: RequestQueue) -> bool:
         """Whether the head of the queue may be prefilled now."""
-        spent = self._spent + self._prefill_seconds(waiting.head.num_tokens)
-        return spent <= self._budget or self._worth(waiting, spent)
+        seconds = self._prefill_seconds(waiting.head.num_tokens)
+        return self._spent + seconds <= self._budget or self._urgent(waiting, seconds)
 
     def admitted(self, num_tokens: int) -> None:
         """A prompt of so many tokens was: those that are asked about next come on top."""
         self._spent += self._prefill_seconds(num_tokens)
 
-    def _worth(self, waiting: RequestQueue, spent: float) -> bool:
-        """Whether the objectives that others lose by it are worth it."""
+    def _urgent(self, waiting: RequestQueue, seconds: float) -> bool:
+        """Whether the head, whose prefill takes so long, can wait no longer."""
         if not self.config.weigh_ttft or waiting.head.token_times:  # who has its first token has TPOT to think of
             return False
-        patience = self._step + spent - self._spent
-        spares = self._spares(waiting)
-        saved = int(np.count_nonzero((spares >= 0) & (spares < patience)))
-        if spares[0] >= patience and not saved:
-            return False
-        lost = int(np.count_nonzero((self._allowed >= self._spent) & (self._allowed < spent)))
-        return lost <= max(saved, 1)
+        spares, patience = self._spares(waiting), self._step + seconds
+        return bool(spares[0] < patience or ((spares >= 0) & (spares < patience)).any())
 
     def _spares(self, waiting: RequestQueue) -> np.ndarray:
         """Seconds by which the first token of each waiting prompt is on time when all go now, one after the other;

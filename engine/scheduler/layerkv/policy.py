@@ -201,8 +201,7 @@ class LayerKV(BasePolicy):
         """Parked sequences that decode beside those `at_home`, and how many were preempted for them. What the link can
         do meanwhile goes first to layers that come home, into at most `spare` pages; then to rows that are streamed."""
         hidden = self._hidden_pages(at_home) if len(at_home) else np.inf
-        growth = int(self.store.lacking(away, self.state.cached[away] + 1).sum())
-        hidden -= self.residency.come_home(away, min(spare, hidden), growth)
+        hidden -= self.residency.come_home(away, min(spare, hidden))
         rows = self._streamed(away, hidden if len(at_home) else np.inf)
         if not len(at_home):
             return self._make_room(rows)

@@ -75,12 +75,14 @@ class Residency:
                 going += full
         return sum(self._park(layer, *map(list, zip(*some, strict=True))) for layer, some in chosen.items())
 
-    def come_home(self, slots: np.ndarray, num_pages: float, growth: int) -> int:
-        """Brings parked layers of sequences `slots` home, in this order, into at most so many pages, and leaves
-        `growth` pages of every layer for the next tokens: what came home would have to leave for them at once. Returns
-        how many pages they take."""
-        store, taken = self.store, 0
-        for slot in slots.tolist():
+    def come_home(self, slots: np.ndarray, num_pages: float) -> int:
+        """Brings parked layers of sequences `slots` home, in this order, into at most so many pages. Pages of every
+        layer stay free for the next tokens of those that come: these would have to leave for them at once. Returns how
+        many pages they take."""
+        store, taken, growth = self.store, 0, 0
+        lacking = store.lacking(slots, self.state.cached[slots] + 1)
+        for slot, lacks in zip(slots.tolist(), lacking.tolist(), strict=True):
+            growth += lacks
             ranges = store.parked[slot]
             sizes = ranges[:, 1] - ranges[:, 0]
             for layer in order_home(sizes > 0, self.config.pattern):

@@ -55,8 +55,8 @@ class Fig5(Figure):
         notes = [
             f"hide bound: {bound:,.0f} tokens in each parked layer, what the link brings in the time of two layers, "
             f"{2e3 * batch.time.layer:.2f} ms; the research note has 6.3K, from 4 ms and 26 GB/s",
-            "lines: across the border of two steps, at no cost to the device; engine: nothing is fetched before its step, "
-            "and what has come is scattered",
+            "lines: across the border of steps, at no cost to the device; engine: no fetch before its step, and what "
+            "has come is scattered",
         ]
         return Result(table, verdicts(table, bound), notes, bound)
 
