@@ -72,6 +72,8 @@ POLICIES = {
     "vllm_v0, swap": "policy=vllm_v0,preemption=swap",
     LAYERKV: "policy=layerkv",
     NO_RULE: "policy=layerkv,layerkv_slo_rule=false",
+    "layerkv, TPOT alone": "policy=layerkv,layerkv_weigh_ttft=false",  # the rule as the paper writes it
+    "layerkv, more streams": "policy=layerkv,layerkv_stream=hidden",
     "paged_park": "policy=paged_park",
     "chunked": "policy=chunked",
     "vllm_v1, sjf": "policy=vllm_v1,order=sjf",

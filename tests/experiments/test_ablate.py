@@ -8,7 +8,7 @@ from experiments import paper_layerkv, studies
 from experiments.layerkv_gates import LAYERKV, NO_RULE
 from experiments.studies import STUDIES, Case, Load, Study
 from tests.experiments import programs
-from tests.experiments.test_sweep import cell
+from tests.experiments.test_seeded import cell
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))

@@ -76,10 +76,11 @@ class Residency:
         return sum(self._park(layer, *map(list, zip(*some, strict=True))) for layer, some in chosen.items())
 
     def come_home(self, slots: np.ndarray, num_pages: float) -> int:
-        """Brings parked layers of sequences `slots` home, in this order, into at most so many pages. Pages of every
-        layer stay free for the next tokens of those that come: these would have to leave for them at once. Returns how
-        many pages they take."""
+        """Brings parked layers of sequences `slots` home into at most so many pages: first, in this order, of those
+        that come home whole, then of the others. Pages of every layer stay free for the next tokens of those that come:
+        these would have to leave for them at once. Returns how many pages they take."""
         store, taken, growth = self.store, 0, 0
+        slots = slots[self._whole_first(slots, num_pages)]
         lacking = store.lacking(slots, self.state.cached[slots] + 1)
         for slot, lacks in zip(slots.tolist(), lacking.tolist(), strict=True):
             growth += lacks
@@ -96,6 +97,15 @@ class Residency:
                 store.bring_home(slot, layer)
                 taken += size
         return taken
+
+    def _whole_first(self, slots: np.ndarray, num_pages: float) -> np.ndarray:
+        """Order of `slots` [n] in which those come first that have room for all that is missing of them. Otherwise an
+        older one, which cannot come whole, would keep a younger one waiting that nearly is."""
+        left, partly = num_pages, np.ones(len(slots), bool)
+        for i, missing in enumerate(self.parked_pages(slots).sum(1).tolist()):
+            if missing <= left:
+                left, partly[i] = left - missing, False
+        return np.argsort(partly, kind="stable")
 
     def _park(self, layer: int, slots: list[int], ends: list[int]) -> int:
         """Sends pages of one layer to the host, as far as that has room. Returns how many leave."""
