@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 FIGURES = {
     f"{paper}/{name}": f"experiments.figures.{paper}.{name}:{cls}"
     for paper, names in {
-        "layerkv": {"fig1": "Fig1"},
+        "layerkv": {
+            "fig1": "Fig1",
+            "fig6": "Fig6",
+            "fig6_count": "Fig6Count",
+            "fig7": "Fig7",
+            "fig7_link": "Fig7Link",
+            "fig8": "Fig8",
+            "fig9": "Fig9",
+        },
         "vtensor": {},
     }.items()
     for name, cls in names.items()

@@ -97,7 +97,9 @@ class Verdict:
         return self.kind in REPRODUCTION
 
     @classmethod
-    def within(cls, name: str, kind: str, band: Band, found: Estimate | float, unit: str = "", why: str = "") -> Verdict:
+    def within(
+        cls, name: str, kind: str, band: Band, found: Estimate | float, unit: str = "", why: str = ""
+    ) -> Verdict:
         """A number against a band."""
         reached = found.words(unit) if isinstance(found, Estimate) else f"{found:.3g}{unit}"
         return cls(name, kind, band.words(unit), reached, band.holds(found), why)

@@ -1,0 +1,76 @@
+"""Figure 9: how many requests miss an objective, over the arrival rate; without the SLO rule; by length predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.figures.base import PREDICTED, Band, Figure, Result, Table, Verdict
+from experiments.figures.layerkv import sharegpt
+from experiments.figures.layerkv.curves import HEADER, Place, draw_line, more_than_vllm_somewhere
+from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, SLO_TPOT_MS, SLO_TTFT_MS, STYLES, VLLM
+from experiments.figures.layerkv.sharegpt import NUM, PREDICTORS, SHOWN
+from experiments.plots import figure
+from experiments.points import Point
+from experiments.seeded import Cell
+
+PREDICTED_AT = (3.0, 3.5, 4.0)  # requests/s: where the rule has something to weigh
+LEAST_GAP, PAPER_GAP = 0.15, ".177 to .287"
+OTHERS = dict(zip(PREDICTORS, (("#009E73", "D"), ("#CC79A7", "P"), ("#E69F00", "v")), strict=True))
+
+
+class Fig9(Figure):
+    """Whether what LayerKV wins in TTFT is worth what it costs in TPOT."""
+
+    title = "requests that miss an objective over the arrival rate, ShareGPT's lengths"
+    source = "LayerKV (arXiv 2410.00428), figure 9 (its number and rates are not certain)"
+    about = (
+        f"The runs of figure 8 ({NUM} requests each); objectives: TTFT {SLO_TTFT_MS:,} ms, TPOT {SLO_TPOT_MS} ms. Beside "
+        "LayerKV's own quantile of past outputs: lengths from an oracle, from buckets that are right in 85%, and the mean."
+    )
+
+    def points(self, executor: str) -> dict[Hashable, Point]:
+        """See `sharegpt.points`."""
+        return sharegpt.points(SHOWN) | sharegpt.points(tuple(PREDICTORS), PREDICTED_AT)
+
+    def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
+        """See `Figure`."""
+        places = sharegpt.places(cells)
+        return Result(Table(("rate", *HEADER), [row for p in places for row in p.rows()]), self._verdicts(places))
+
+    def _verdicts(self, places: Sequence[Place]) -> list[Verdict]:
+        fewer = {p.where: p.fewer_violations() for p in places}
+        most = max(fewer, key=lambda where: fewer[where].mean)
+        name = f"largest difference (the paper's: {PAPER_GAP})"
+        return [
+            Verdict.every("vLLM's violations less LayerKV's", PREDICTED, Band(0), fewer),
+            Verdict.every(name, PREDICTED, Band(LEAST_GAP), {most: fewer[most]}),
+            more_than_vllm_somewhere(
+                places,
+                NO_RULE,
+                "prompts of ShareGPT are short, 35 tokens in the median: admitting all of them hardly stalls decodes; with "
+                "prompts of 4,096 tokens it does (figure 6)",
+            ),
+        ]
+
+    def draw(self, result: Result, stem: Path) -> None:
+        """Policies above, length predictors below."""
+        table = result.table
+        styles = STYLES | {name: {"color": color, "marker": marker} for name, (color, marker) in OTHERS.items()}
+        with figure(stem, 4.2, nrows=2, sharex=True) as panels:
+            for axes, shown in zip(panels, (SHOWN, (VLLM, *PREDICTORS, LAYERKV)), strict=True):
+                for policy in shown:
+                    of = lambda name: np.array(table.column(name, policy=policy), float)  # noqa: B023, E731
+                    ends, states = (of("violations low"), of("violations high")), table.column("state", policy=policy)
+                    label = "LayerKV, quantile" if policy == LAYERKV and axes is panels[1] else policy
+                    draw_line(axes, of("rate"), of("violations"), states, styles[policy], ends, label=label)
+                axes.axvline(
+                    table.column("rate")[0] / table.column("load")[0], color="gray", linewidth=0.6, linestyle=":"
+                )
+                axes.set_ylabel("requests that violate")
+                axes.set_ylim(bottom=0)
+                axes.legend(frameon=False, loc="upper left")
+            panels[0].set_title("Llama2-7B, one L20, ShareGPT's lengths\nhollow: overloaded; dotted: vLLM's capacity")
+            panels[1].set_xlabel("requests/s")
