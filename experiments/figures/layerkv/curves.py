@@ -14,10 +14,11 @@ from experiments.seeded import Cell, mean
 
 CALM = 0.9  # times capacity: below the knee
 EQUAL = Band(0.9, 1.1)  # what "about 1" means
+# "lower by": times lower than the baseline's; "fewer": the baseline's share of violations less the policy's.
 HEADER = (
     "policy", "ttft ms", "p99 ttft ms", "lower by", "lower by low", "lower by high", "p99 lower by",
     "p99 lower by low", "p99 lower by high", "tpot ms", "tok/s", "tok/s ratio", "tok/s ratio low", "tok/s ratio high",
-    "violations", "violations low", "violations high", *HYGIENE,
+    "violations", "violations low", "violations high", "fewer", "fewer low", "fewer high", *HYGIENE,
 )  # fmt: skip
 
 
@@ -58,11 +59,13 @@ class Place:
         cell = self.cells[policy]
         ttft, p99 = self.lower_by("mean_ttft_ms", policy), self.lower_by("p99_ttft_ms", policy)
         speed, missed = self.relative("output_throughput", policy), violations(cell)
+        fewer = self.fewer_violations(policy)
         return [
             *(mean(cell, name) for name in ("mean_ttft_ms", "p99_ttft_ms")),
             *(ttft.mean, ttft.low, ttft.high, p99.mean, p99.low, p99.high),
             *(mean(cell, name) for name in ("mean_tpot_ms", "output_throughput")),
             *(speed.mean, speed.low, speed.high, missed.mean, missed.low, missed.high),
+            *(fewer.mean, fewer.low, fewer.high),
             *remarks(cell, self.rate, self.full, self.alone),
         ]
 

@@ -27,8 +27,8 @@ class Fig6Count(Figure):
     title = "how many times lower TTFT is, over the number of requests"
     source = "ours, beside LayerKV (arXiv 2410.00428), figure 6"
     about = (
-        f"Llama2-7B on one L20, prompts of {CONTEXT:,} and outputs of {OUTPUT} tokens, at {PAPER:g} request/s, where the "
-        f"baseline is overloaded, and at {STABLE:g}/s, where it is not; {COUNTS[0]} to {COUNTS[-1]} requests."
+        f"Llama2-7B on one L20, prompts of {CONTEXT:,} and outputs of {OUTPUT} tokens, at {PAPER:g} request/s, where "
+        f"the baseline is overloaded, and at {STABLE:g}/s, where it is not; {COUNTS[0]} to {COUNTS[-1]} requests."
     )
 
     def points(self, executor: str) -> dict[Hashable, Point]:
@@ -58,23 +58,27 @@ class Fig6Count(Figure):
         ]  # fmt: skip
 
     def draw(self, result: Result, stem: Path) -> None:
-        """TTFT of both policies above, their ratio below."""
+        """TTFT of both policies, their ratio, and how many requests miss an objective."""
         table = result.table
-        with figure(stem, 3.4, nrows=2, sharex=True) as (top, bottom):
+        with figure(stem, 4.4, nrows=3, sharex=True, height_ratios=(3, 3, 2)) as (top, middle, bottom):
             for rate, line in zip(RATES, (":", "-"), strict=True):
                 of = lambda name, policy: table.column(name, rate=rate, policy=policy)  # noqa: B023, E731
                 for policy in SHOWN:
                     seconds = np.array(of("ttft ms", policy), float) / 1e3
                     label = f"{policy}, {rate:g}/s"
                     draw_line(top, COUNTS, seconds, of("state", policy), STYLES[policy], label=label, linestyle=line)
+                    missed = of("violations", policy)
+                    draw_line(bottom, COUNTS, missed, of("state", policy), STYLES[policy], linestyle=line)
                 ends = of("lower by low", LAYERKV), of("lower by high", LAYERKV)
                 states, style = of("state", LAYERKV), STYLES[LAYERKV]
-                draw_line(bottom, COUNTS, of("lower by", LAYERKV), states, style, ends, linestyle=line)
-            for axes, label in ((top, "mean TTFT (s)"), (bottom, "LayerKV's TTFT,\ntimes lower")):
+                draw_line(middle, COUNTS, of("lower by", LAYERKV), states, style, ends, linestyle=line)
+            for axes, label in ((top, "mean TTFT (s)"), (middle, "LayerKV's TTFT,\ntimes lower")):
                 axes.set_yscale("log")
                 axes.set_ylabel(label)
-            top.set_title(f"Llama2-7B, one L20, {CONTEXT:,} tokens; hollow: overloaded")
+            top.set_title(f"Llama2-7B, one L20, {CONTEXT:,} tokens\nhollow: overloaded")
             top.legend(frameon=False)
+            bottom.set_ylabel("violations")
+            bottom.set_ylim(bottom=0)
             bottom.set_xscale("log")
             bottom.set_xticks(COUNTS, [str(num) for num in COUNTS])
             bottom.minorticks_off()

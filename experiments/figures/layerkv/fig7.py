@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from engine import Engine
 from experiments.figures.base import PREDICTED, Band, Figure, Result, Table, Verdict
@@ -71,7 +72,7 @@ class Fig7(Figure):
             for policy in SHOWN:
                 draw_line(top, x, of("ttft ms", policy) / 1e3, states, STYLES[policy], label=policy)
             top.set_ylabel("mean TTFT (s)")
-            top.set_title(f"Llama2-7B, {CONTEXT:,} tokens, {RATE:g} request/s; hollow: overloaded")
+            top.set_title(f"Llama2-7B, {CONTEXT:,} tokens, {RATE:g} request/s\nhollow: overloaded")
             top.legend(frameon=False)
             ends = of("lower by low"), of("lower by high")
             draw_line(bottom, x, of("lower by"), states, STYLES[LAYERKV], ends)
@@ -87,5 +88,8 @@ class Fig7(Figure):
 def pool_tokens(setup: Setup) -> int:
     """What the devices have room for."""
     point = setup.fixed(VLLM, CONTEXT, RATE)
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # its notes would come once per setup
     engine = Engine.from_pretrained(point.model, point.config)
+    logging.set_verbosity(before)
     return engine.num_pages // engine.model_config.num_layers * engine.config.cache.page_size

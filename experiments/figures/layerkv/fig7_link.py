@@ -45,8 +45,8 @@ class Fig7Link(Figure):
     title = "how much copies to the host slow decodes, by the unit in which they yield to all-reduces"
     source = "LayerKV (arXiv 2410.00428), section on contention; beside figure 7"
     about = (
-        f"Decode steps of {LLAMA3_70B.name}, {ROWS} rows of {CONTEXT:,} tokens, while copies leave over the link of the "
-        f"all-reduces; and whole runs under LayerKV of {YI_34B.name}, {CONTEXT:,} tokens, {RATE:g}/s."
+        f"Decode steps of {LLAMA3_70B.name}, {ROWS} rows of {CONTEXT:,} tokens, while copies leave over the link of "
+        f"the all-reduces; and whole runs under LayerKV of {YI_34B.name}, {CONTEXT:,} tokens, {RATE:g}/s."
     )
 
     def points(self, executor: str) -> dict[Hashable, Point]:

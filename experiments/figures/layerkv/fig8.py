@@ -19,6 +19,14 @@ from experiments.seeded import Cell
 JUST_PAST = (1.0, 1.25)  # times capacity: past the knee, and not far
 LEAST_P99_GAIN, PAPER_P99_GAIN, LEAST_SPEED = 10, 45, 0.97
 
+# What is drawn, from top to bottom: column, label, scale, whether its intervals are.
+PANELS = (
+    ("ttft ms", "mean TTFT (s)", 1e-3, False),
+    ("p99 ttft ms", "P99 TTFT (s)", 1e-3, False),
+    ("p99 lower by", "P99 TTFT,\ntimes lower", 1.0, True),
+    ("tok/s ratio", "tok/s over\nvLLM's", 1.0, True),
+)
+
 
 class Fig8(Figure):
     """Where queueing begins with lengths as people write them."""
@@ -48,24 +56,23 @@ class Fig8(Figure):
         ]
 
     def draw(self, result: Result, stem: Path) -> None:
-        """Mean TTFT, its P99, tokens/s."""
+        """TTFT, its P99, how many times lower that is, tokens/s."""
         table = result.table
-        with figure(stem, 4.6, nrows=3, sharex=True, height_ratios=(3, 3, 2)) as panels:
+        with figure(stem, 5.2, nrows=len(PANELS), sharex=True) as panels:
             capacity = table.column("rate")[0] / table.column("load")[0]
-            for policy in SHOWN:
-                of = lambda name: np.array(table.column(name, policy=policy), float)  # noqa: B023, E731
-                for axes, name, scale in zip(panels, ("ttft ms", "p99 ttft ms", "tok/s"), (1e-3, 1e-3, 1), strict=True):
-                    states = table.column("state", policy=policy)
-                    draw_line(axes, of("rate"), scale * of(name), states, STYLES[policy], label=policy)
-            for axes, label in zip(panels, ("mean TTFT (s)", "P99 TTFT (s)", "output tokens/s"), strict=True):
+            for axes, (name, label, scale, spread) in zip(panels, PANELS, strict=True):
+                for policy in SHOWN:
+                    of = lambda key: scale * np.array(table.column(key, policy=policy))  # noqa: B023, E731
+                    states, rates = table.column("state", policy=policy), table.column("rate", policy=policy)
+                    ends = (of(f"{name} low"), of(f"{name} high")) if spread else None
+                    draw_line(axes, rates, of(name), states, STYLES[policy], ends, label=policy)
                 axes.set_ylabel(label)
                 axes.axvline(capacity, color="gray", linewidth=0.6, linestyle=":", zorder=0)
+            for axes in panels[:3]:
+                axes.set_yscale("log")
             panels[0].set_title("Llama2-7B, one L20, ShareGPT's lengths\nhollow: overloaded; dotted: vLLM's capacity")
             panels[0].legend(frameon=False, loc="upper left")
-            for axes in panels[:2]:
-                axes.set_yscale("log")
-            panels[2].set_ylim(bottom=0)
-            panels[2].set_xlabel("requests/s")
+            panels[3].set_xlabel("requests/s")
 
 
 def p99_gain_past_the_knee(places: Sequence[Place]) -> Verdict:

@@ -10,14 +10,15 @@ import numpy as np
 from experiments.figures.base import PREDICTED, Band, Figure, Result, Table, Verdict
 from experiments.figures.layerkv import sharegpt
 from experiments.figures.layerkv.curves import HEADER, Place, draw_line, more_than_vllm_somewhere
-from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, SLO_TPOT_MS, SLO_TTFT_MS, STYLES, VLLM
-from experiments.figures.layerkv.sharegpt import NUM, PREDICTORS, SHOWN
+from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, SLO_TPOT_MS, SLO_TTFT_MS, STYLES
+from experiments.figures.layerkv.sharegpt import NUM, PREDICTORS, RATES, SHOWN
 from experiments.plots import figure
 from experiments.points import Point
 from experiments.seeded import Cell
 
-PREDICTED_AT = (3.0, 3.5, 4.0)  # requests/s: where the rule has something to weigh
+PREDICTED_AT = RATES[3:]  # where the rule has something to weigh
 LEAST_GAP, PAPER_GAP = 0.15, ".177 to .287"
+DODGE = 0.03  # requests/s, so that intervals stand side by side
 OTHERS = dict(zip(PREDICTORS, (("#009E73", "D"), ("#CC79A7", "P"), ("#E69F00", "v")), strict=True))
 
 
@@ -27,8 +28,8 @@ class Fig9(Figure):
     title = "requests that miss an objective over the arrival rate, ShareGPT's lengths"
     source = "LayerKV (arXiv 2410.00428), figure 9 (its number and rates are not certain)"
     about = (
-        f"The runs of figure 8 ({NUM} requests each); objectives: TTFT {SLO_TTFT_MS:,} ms, TPOT {SLO_TPOT_MS} ms. Beside "
-        "LayerKV's own quantile of past outputs: lengths from an oracle, from buckets that are right in 85%, and the mean."
+        f"The runs of figure 8 ({NUM} requests each); objectives: TTFT {SLO_TTFT_MS:,} ms, TPOT {SLO_TPOT_MS} ms. "
+        "Beside LayerKV's own quantile of past outputs: an oracle, buckets that are right in 85%, and the mean."
     )
 
     def points(self, executor: str) -> dict[Hashable, Point]:
@@ -50,27 +51,33 @@ class Fig9(Figure):
             more_than_vllm_somewhere(
                 places,
                 NO_RULE,
-                "prompts of ShareGPT are short, 35 tokens in the median: admitting all of them hardly stalls decodes; with "
-                "prompts of 4,096 tokens it does (figure 6)",
+                "prompts of ShareGPT are short, 35 tokens in the median: to admit them all hardly stalls decodes; "
+                "prompts of 4,096 tokens do (figure 6)",
             ),
         ]
 
     def draw(self, result: Result, stem: Path) -> None:
-        """Policies above, length predictors below."""
+        """Policies above; below, what each has fewer than the baseline, with length predictors."""
         table = result.table
         styles = STYLES | {name: {"color": color, "marker": marker} for name, (color, marker) in OTHERS.items()}
-        with figure(stem, 4.2, nrows=2, sharex=True) as panels:
-            for axes, shown in zip(panels, (SHOWN, (VLLM, *PREDICTORS, LAYERKV)), strict=True):
-                for policy in shown:
-                    of = lambda name: np.array(table.column(name, policy=policy), float)  # noqa: B023, E731
-                    ends, states = (of("violations low"), of("violations high")), table.column("state", policy=policy)
-                    label = "LayerKV, quantile" if policy == LAYERKV and axes is panels[1] else policy
-                    draw_line(axes, of("rate"), of("violations"), states, styles[policy], ends, label=label)
-                axes.axvline(
-                    table.column("rate")[0] / table.column("load")[0], color="gray", linewidth=0.6, linestyle=":"
-                )
-                axes.set_ylabel("requests that violate")
-                axes.set_ylim(bottom=0)
+        with figure(stem, 4.4, nrows=2, sharex=True, height_ratios=(2, 3)) as (top, bottom):
+            of = lambda name, policy: np.array(table.column(name, policy=policy))  # noqa: E731
+            for policy in SHOWN:
+                states = of("state", policy)
+                draw_line(top, of("rate", policy), 100 * of("violations", policy), states, styles[policy], label=policy)
+            below = (NO_RULE, LAYERKV, *PREDICTORS)
+            for i, policy in enumerate(below):
+                x = of("rate", policy) + DODGE * (i - len(below) / 2)
+                ends = 100 * of("fewer low", policy), 100 * of("fewer high", policy)
+                label = {LAYERKV: "LayerKV, quantile"}.get(policy, policy)
+                draw_line(bottom, x, 100 * of("fewer", policy), of("state", policy), styles[policy], ends, label=label)
+            capacity = table.column("rate")[0] / table.column("load")[0]
+            for axes in (top, bottom):
+                axes.axvline(capacity, color="gray", linewidth=0.6, linestyle=":", zorder=0)
                 axes.legend(frameon=False, loc="upper left")
-            panels[0].set_title("Llama2-7B, one L20, ShareGPT's lengths\nhollow: overloaded; dotted: vLLM's capacity")
-            panels[1].set_xlabel("requests/s")
+            top.set_ylim(bottom=0)
+            top.set_ylabel("requests that violate (%)")
+            top.set_title("Llama2-7B, one L20, ShareGPT's lengths\nhollow: overloaded; dotted: vLLM's capacity")
+            bottom.axhline(0, color="gray", linewidth=0.6, zorder=0)
+            bottom.set_ylabel("fewer than vLLM's (points)")
+            bottom.set_xlabel("requests/s")

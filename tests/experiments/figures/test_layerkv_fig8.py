@@ -8,7 +8,7 @@ from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, VLLM
 from experiments.figures.layerkv.sharegpt import PREDICTORS, RATES
 from tests.experiments.figures.layerkv_cells import cell, cells_of, failed, judged
 
-CAPACITY = 2.75  # requests/s: 2.5 and less are 0.91 of it, 3 is 1.09
+CAPACITY = 2.75  # requests/s: 2.4 and less are at most 0.87 of it, 3 is 1.09, 3.4 is 1.24, 4.1 is 1.5
 
 
 def past_the_knee(figure, ours, first, no_rule=None) -> dict:
@@ -34,7 +34,7 @@ def test_figure_8_as_the_paper_says():
 
 def test_far_beyond_capacity_is_not_just_past_the_knee():
     cells = past_the_knee(Fig8(), cell(500.0), cell(1000.0))
-    cells[4.0, VLLM] = cell(50_000.0)
+    cells[RATES[-1], VLLM] = cell(50_000.0)
     assert [name for name in failed(Fig8(), cells) if name.startswith("P99 TTFT, times lower")]
 
 
@@ -57,7 +57,10 @@ def test_figure_9_adds_predictors_to_the_runs_of_figure_8():
     more = {key: point for key, point in other.items() if key not in own}
     assert set(more) == {(rate, name) for rate in PREDICTED_AT for name in PREDICTORS}
     lengths = {point.config.scheduler.layerkv.lengths for point in more.values()}
-    assert lengths == {"oracle", "bucket", "mean"} and own[4.0, LAYERKV].config.scheduler.layerkv.lengths == "quantile"
+    assert (
+        lengths == {"oracle", "bucket", "mean"}
+        and own[RATES[0], LAYERKV].config.scheduler.layerkv.lengths == "quantile"
+    )
 
 
 def test_a_predictors_rows_are_where_it_was_run():
