@@ -238,7 +238,7 @@ class EngineConfig:
     tensor: int = 1  # devices that share heads, ffn and vocabulary: the mesh axis `tensor`
     async_depth: int = 1  # steps submitted ahead of the one whose tokens are waited for; 0: none
     deterministic: bool = False  # one shape for everything: logits bit-identical (DESIGN invariant 4 a)
-    prefetch_depth: int = 1  # layers whose parked pages are on their way while one is computed
+    prefetch_depth: int = 1  # layers that read pages from the host, however far ahead, fetched while one is computed
     link_gbs: float | None = None  # pace copies to and from the host to so many 1e9 bytes/s each way; None: unpaced
     # In which copies move over each device's link, not interrupted; 0 or None: whole. Simulated, collectives wait for
     # one of them; on a device, no more is dispatched in one piece.

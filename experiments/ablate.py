@@ -21,8 +21,8 @@ from engine.files import write_whole
 from experiments import common_flags, environment, seeded
 from experiments.gates import Gate, gate_table
 from experiments.run_record import claim
-from experiments.studies import MACHINE, MODEL, SLO, STUDIES, Cells, Study
 from experiments.seeded import figures, over_seeds, rounded_values, run_all
+from experiments.studies import MACHINE, MODEL, SLO, STUDIES, Cells, Study
 from experiments.tables import format_table, rounded
 
 flags.declare_key_flag("out")

@@ -1,9 +1,12 @@
 """Predicts our own engine: the same workloads under the same policies on the real engine and on the virtual clock.
 
-    python -m experiments.bench_prediction --device=cpu-here.json --model=small-20m --num_pages=2400 \
+    python -m experiments.bench_prediction --calibrate=30 --model=small-20m --num_pages=2400 \
         --workload=sharegpt-like:num=40,rate=20 --engine=policy=vllm_v0 --engine=policy=vllm_v1 --out=results/prediction
 
---device is a file that `experiments.calibrate` wrote on this machine for these settings. The real engine serves every
+Steps are timed as `experiments.calibrate` does, --calibrate seconds before every repeat and after the last, and the
+device file that comes of all of them is written under --out: a machine that is shared changes its speed within minutes,
+and then a calibration made before says little of what is measured after. Without --calibrate, --device is a file that
+`experiments.calibrate` wrote on this machine for these settings. The real engine serves every
 workload under every --engine (settings as in bench_policies) --repeats times, in an order drawn anew each time; the
 simulator serves each once. A run that other processes disturb (--max_others) is made again while --patience lasts.
 Prints a row per cell, then the gates of issue 4 as passed or missed; writes prediction.json under --out and ends with
@@ -15,7 +18,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +33,7 @@ from engine.executor.sim_executor import work_of
 from engine.files import write_whole
 from engine.models.source import resolve
 from experiments import bench_policies, common_flags, environment, quiet, workloads
+from experiments.calibrate import StepCalibration, device_file, measure_ops
 from experiments.common_flags import laid_over
 from experiments.gates import Gate, gate_table
 from experiments.outcomes import measure
@@ -44,8 +50,13 @@ if TYPE_CHECKING:
 
 flags.adopt_module_key_flags(bench_policies)
 flags.adopt_module_key_flags(quiet)
-FILE = "prediction.json"
+CALIBRATE = flags.DEFINE_float(
+    "calibrate", None, "Seconds of calibration before every repeat and after the last, in place of --device.",
+    lower_bound=0.1,
+)  # fmt: skip
+FILE, DEVICE = "prediction.json", "cpu-here.json"
 Workloads = dict[str, list[WorkloadRequest]]
+Simulated = dict[tuple[str, str], tuple[dict[str, Any], StepModel]]
 Run = tuple[dict[str, Any], list[Step]]  # the summary, with the share of the CPUs that `others` took; the steps
 
 
@@ -91,11 +102,14 @@ def run_all(
     rng: np.random.Generator,
     others: Others,
     stop: StopFlag,
+    before: Callable[[], None],
 ) -> dict[tuple[str, str], list[Run]]:
-    """Real runs by (workload, engine): one of each repeat. Interrupted: of the repeats that are whole."""
+    """Real runs by (workload, engine): one of each repeat. Interrupted: of the repeats that are whole. `before`: what
+    is done before every repeat and after the last."""
     pairs = list(itertools.product(loads, engines))
     runs: dict[tuple[str, str], list[Run]] = {pair: [] for pair in pairs}
     for repeat in range(repeats):
+        before()
         for i in rng.permutation(len(pairs)).tolist():
             source, spec = pairs[i]
             run = others.undisturbed(partial(measure_steps, engines[spec], loads[source], stop))
@@ -103,6 +117,7 @@ def run_all(
                 return {pair: of[:repeat] for pair, of in runs.items()}
             runs[source, spec].append((run, run.pop("log")))
         print(f"repeat {repeat + 1} of {repeats} done", flush=True)
+    before()
     return runs
 
 
@@ -154,8 +169,39 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     return format_table(header, lines)
 
 
+class Simulator:
+    """The virtual clock: with a device from before or, with --calibrate, with one that is measured meanwhile."""
+
+    def __init__(self, model: str, config: EngineConfig, file: Path, seconds: float | None, others: Others):
+        """`seconds`: of each sitting; None: the configurations name a device. `file`: where that of sittings goes."""
+        self.model, self._file, self._seconds = model, file, seconds
+        self._calibration: StepCalibration | None = None
+        if seconds:
+            engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax", sim=SimConfig()))
+            self._rng, self._others = np.random.default_rng(config.seed), others
+            self._calibration = StepCalibration(engine, self._rng, others)
+
+    def sit(self) -> None:
+        """Times steps, if that is wanted."""
+        if self._calibration and self._seconds:
+            self._calibration.sit(self._seconds)
+
+    def run(self, configs: dict[str, EngineConfig], loads: Workloads) -> Simulated:
+        """By (workload, engine): the summary, and the cost model behind it."""
+        if self._calibration and self._seconds:
+            steps, engine = self._calibration.section(), self._calibration.engine
+            found, ops = measure_ops(engine, self._seconds, self._rng, self._others)
+            write_whole(self._file, json.dumps(device_file(self._file.stem, engine, steps, found, ops)) + "\n")
+            sim = SimConfig(device=str(self._file))
+            configs = {spec: dataclasses.replace(config, sim=sim) for spec, config in configs.items()}
+        return {
+            (source, spec): simulate(self.model, configs[spec], loads[source])
+            for source, spec in itertools.product(loads, configs)
+        }
+
+
 def compare(
-    model: str,
+    simulator: Simulator,
     configs: dict[str, EngineConfig],
     loads: Workloads,
     repeats: int,
@@ -165,11 +211,11 @@ def compare(
 ) -> tuple[list[dict[str, Any]], list[Gate], dict[str, Any]] | None:
     """Runs everything. Returns a row per cell, the gates, and figures over all steps; None: interrupted before a repeat
     was whole."""
-    simulated = {pair: simulate(model, configs[pair[1]], loads[pair[0]]) for pair in itertools.product(loads, configs)}
-    engines = real_engines(model, configs)
-    runs = run_all(engines, loads, repeats, np.random.default_rng(seed), others, stop)
+    engines = real_engines(simulator.model, configs)
+    runs = run_all(engines, loads, repeats, np.random.default_rng(seed), others, stop, simulator.sit)
     if not all(runs.values()):
         return None
+    simulated = simulator.run(configs, loads)
     cells, rows, errors, noise = [], [], [], []
     for (source, spec), of in runs.items():
         summary, cost = simulated[source, spec]
@@ -194,9 +240,11 @@ def main() -> int:
     model, config = common_flags.required_model(), common_flags.engine_config_from_flags(executor="sim")
     configs = {spec: laid_over(config, spec) for spec in bench_policies.ENGINES.value}
     loads = {source: workloads.build(source) for source in bench_policies.WORKLOADS.value}
-    file = claim(common_flags.out_directory("prediction"), common_flags.OVERWRITE.value, (FILE,)) / FILE
+    file = claim(common_flags.out_directory("prediction"), common_flags.OVERWRITE.value, (FILE, DEVICE)) / FILE
+    others = Others.from_flags()
+    simulator = Simulator(model, config, file.parent / DEVICE, CALIBRATE.value, others)
     with stop_on_signals() as stop:
-        found = compare(model, configs, loads, bench_policies.REPEATS.value, config.seed, Others.from_flags(), stop)
+        found = compare(simulator, configs, loads, bench_policies.REPEATS.value, config.seed, others, stop)
     if found is None:
         return common_flags.EXIT_INTERRUPTED
     rows, judged, overall = found

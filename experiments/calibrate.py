@@ -29,7 +29,16 @@ from engine.executor.packing import Bucket
 from engine.files import write_whole
 from experiments import common_flags, environment, quiet
 from experiments.quiet import Others
-from experiments.step_timing import Point, Samples, StepTimer, attended, host_seconds, time_rounds, timed_buckets
+from experiments.step_timing import (
+    Point,
+    Samples,
+    StepTimer,
+    Timed,
+    attended,
+    host_seconds,
+    time_rounds,
+    timed_buckets,
+)
 from experiments.tables import format_table, rounded
 
 if TYPE_CHECKING:
@@ -46,56 +55,78 @@ HOST_ROUNDS = 5
 
 
 def bucket_entry(points: dict[Point, Samples], bucket: Bucket, engine: Engine) -> dict[str, Any]:
-    """A bucket's curve for the device file, and what unequal rows cost."""
+    """A bucket's curve for the device file, and what one long row among short ones costs."""
     packer = engine.executor.packer
     curve = {attended(p, packer): s for p, s in points.items() if not p.skewed}
-    at = sorted(curve)
-    entry: dict[str, Any] = {"rows": bucket.rows, "tiles": bucket.tiles}
-    seconds = np.array([curve[x].median for x in at])
-    for point, s in points.items():
-        if point.skewed:
-            full = len(point.contexts)
-            mean, longest = interpolate(
-                np.array([sum(point.contexts), full * max(point.contexts)]), np.array(at, float), seconds
-            )
-            alpha = (s.median - mean) / (longest - mean) if longest > mean else 0.0
-            entry |= {"skew_alpha": round(float(np.clip(alpha, 0, 1)), 3), "skewed": s.entry()}
-    return entry | {"points": [{"attended": x} | curve[x].entry() for x in at]}
-
-
-def measure_steps(engine: Engine, seconds: float, rng: np.random.Generator, others: Others) -> dict[str, Any]:
-    """The section `steps` of a device file."""
-    timer, buckets = StepTimer(engine), timed_buckets(engine)
-    points = [point for of in buckets.values() for point in of]
-    timed = time_rounds(timer, points, seconds, rng, others)
-    if timed.others > others.limit:
-        logging.warning("other processes took %.0f%% of the CPUs meanwhile: steps are too long", 100 * timed.others)
-    samples = timed.samples
+    uneven = [(max(p.contexts) - np.mean(p.contexts), attended(p, packer), s) for p, s in points.items() if p.skewed]
     return {
-        "settings": step_settings(engine.model_config, engine.config, engine.executor.packer),
-        "host_us": measure_host(engine, timer, others),
-        "rounds": timed.rounds,
-        "others": rounded(timed.others),
-        "dropped": timed.dropped,
-        "buckets": [bucket_entry({p: samples[p] for p in of}, bucket, engine) for bucket, of in buckets.items()],
+        "rows": bucket.rows,
+        "tiles": bucket.tiles,
+        "points": [{"attended": x} | curve[x].entry() for x in sorted(curve)],
+        "uneven": [{"excess": rounded(float(more)), "attended": x} | s.entry() for more, x, s in uneven],
     }
 
 
-def measure_host(engine: Engine, timer: StepTimer, others: Others) -> dict[str, Any]:
-    """What the engine's loop adds to a decode step at async_depth 0 and 1, microseconds >= 0, from interleaved runs."""
-    rows, config = min(4, engine.executor.packer.num_slots), engine.config
-    added: dict[int, Samples] = {0: Samples(), 1: Samples()}
-    host_seconds(engine, timer, rows, HOST_TOKENS)  # compiles what is not yet
-    while len(added[1].seconds) < HOST_ROUNDS:
-        for depth, samples in added.items():
-            engine.config = dataclasses.replace(config, async_depth=depth)
-            others.share()
-            interval, own = host_seconds(engine, timer, rows, HOST_TOKENS)
-            if not others.disturb():
-                samples.seconds.append(interval - own)
-    engine.config = config
-    entries = {f"{depth}_measured": s.entry() for depth, s in added.items()}
-    return {str(depth): rounded(max(0.0, s.median * 1e6)) for depth, s in added.items()} | entries
+def skew_alpha(bucket: dict[str, Any]) -> float | None:
+    """What the roofline takes for unequal rows, t = t(mean) + alpha (t(longest) - t(mean)), from a bucket's entry with
+    the most unequal ones; None: it has none."""
+    if not bucket["uneven"]:
+        return None
+    most, rows = bucket["uneven"][-1], bucket["rows"]
+    at, seconds = (np.array([p[name] for p in bucket["points"]], float) for name in ("attended", "seconds"))
+    totals = np.array([most["attended"], most["attended"] + rows * most["excess"]])
+    mean, longest = interpolate(totals, at, seconds)
+    return float(np.clip((most["seconds"] - mean) / (longest - mean), 0, 1)) if longest > mean else 0.0
+
+
+class StepCalibration:
+    """Times the steps of an engine, and the host's part, in one sitting or several."""
+
+    def __init__(self, engine: Engine, rng: np.random.Generator, others: Others):
+        """
+        Raises:
+          ConfigError: a bucket that the pool cannot fill.
+        """
+        self.engine, self.buckets = engine, timed_buckets(engine)
+        self._rng, self._others, self._timer = rng, others, StepTimer(engine)
+        self._timed, self._host = Timed({}), {0: Samples(), 1: Samples()}
+
+    def sit(self, seconds: float) -> None:
+        """Times steps for so long, then the host's part."""
+        points = [point for of in self.buckets.values() for point in of]
+        timed = time_rounds(self._timer, points, seconds, self._rng, self._others)
+        if timed.others > self._others.limit:
+            logging.warning("other processes took %.0f%% of the CPUs meanwhile: steps are too long", 100 * timed.others)
+        self._timed.add(timed)
+        self._time_host()
+
+    def _time_host(self) -> None:
+        """What the engine's loop adds to a decode step at async_depth 0 and 1, from interleaved runs."""
+        engine, config = self.engine, self.engine.config
+        rows = min(4, engine.executor.packer.num_slots)
+        host_seconds(engine, self._timer, rows, HOST_TOKENS)  # compiles what is not yet
+        target = len(self._host[1].seconds) + HOST_ROUNDS
+        while len(self._host[1].seconds) < target:
+            for depth, samples in self._host.items():
+                engine.config = dataclasses.replace(config, async_depth=depth)
+                self._others.share()
+                interval, own = host_seconds(engine, self._timer, rows, HOST_TOKENS)
+                if not self._others.disturb():
+                    samples.seconds.append(interval - own)
+        engine.config = config
+
+    def section(self) -> dict[str, Any]:
+        """The section `steps` of a device file, of all sittings; the host's part in microseconds >= 0."""
+        engine, samples = self.engine, self._timed.samples
+        host: dict[str, Any] = {str(d): rounded(max(0.0, s.median * 1e6)) for d, s in self._host.items()}
+        return {
+            "settings": step_settings(engine.model_config, engine.config, engine.executor.packer),
+            "host_us": host | {f"{depth}_measured": s.entry() for depth, s in self._host.items()},
+            "rounds": self._timed.rounds,
+            "others": rounded(self._timed.others),
+            "dropped": self._timed.dropped,
+            "buckets": [bucket_entry({p: samples[p] for p in of}, b, engine) for b, of in self.buckets.items()],
+        }
 
 
 def measure_ops(
@@ -122,7 +153,8 @@ def device_file(name: str, engine: Engine, steps: dict[str, Any], found: dict[st
     )
     found = found | {"memory_gib": memory / 2**30, "link_gbs_spec": found["link_gbs"]}
     found |= {"t0_host_us": steps["host_us"]["0"], "reserved_gib": 0.0}
-    found["skew_alpha"] = float(np.median([b["skew_alpha"] for b in steps["buckets"] if "skew_alpha" in b] or [0.0]))
+    skews = [alpha for bucket in steps["buckets"] if (alpha := skew_alpha(bucket)) is not None]
+    found["skew_alpha"] = float(np.median(skews or [0.0]))
     fitted = {f.name for f in dataclasses.fields(Constants)} - {"t0_host_us", "skew_alpha"}
     source = f"experiments.calibrate, {about['host']['cpus']} CPUs, {device.platform} {device.device_kind}"
 
@@ -161,11 +193,12 @@ def roofline_error(path: Path, engine: Engine, buckets: dict[Bucket, list[Point]
     packer, errors = engine.executor.packer, []
     for (_, points), entry in zip(buckets.items(), steps["buckets"], strict=True):
         seconds = {p["attended"]: p["seconds"] for p in entry["points"]}
+        uneven = {p["attended"]: p["seconds"] for p in entry["uneven"]}
         for p in points:
             rows = len(p.contexts)
             longest = max(p.contexts, default=0)
             work = StepWork(rows, sum(p.contexts), longest, p.prefills, rows + len(p.prefills))
-            known = entry["skewed"]["seconds"] if p.skewed else seconds[attended(p, packer)]
+            known = (uneven if p.skewed else seconds)[attended(p, packer)]
             errors.append(abs(model.step(work).device / known - 1))
     return float(np.mean(errors))
 
@@ -182,9 +215,10 @@ def main() -> int:
         raise ConfigError("calibration times the real executor: --executor=jax and --max_num_seqs of at least 2")
     rng = np.random.default_rng(config.seed)
     engine = common_flags.load_engine(model, dataclasses.replace(config, executor="jax"))
-    buckets = timed_buckets(engine)  # says what does not fit, before anything is timed
     others = Others.from_flags()
-    steps = measure_steps(engine, SECONDS.value, rng, others)
+    calibration = StepCalibration(engine, rng, others)
+    calibration.sit(SECONDS.value)
+    steps = calibration.section()
     found, ops = measure_ops(engine, SECONDS.value / 3, rng, others)
     write_whole(out, json.dumps(device_file(NAME.value or out.stem, engine, steps, found, ops), indent=1) + "\n")
     rows = [
@@ -194,7 +228,7 @@ def main() -> int:
     ]
     print(format_table(["bucket", "attended", "ms", "count", "spread"], rows))
     print(load_device(str(out)).describe())
-    error = roofline_error(out, engine, buckets, steps)
+    error = roofline_error(out, engine, calibration.buckets, steps)
     spread = float(np.median([row[-1] for row in rows]))
     print(f"the roofline is {error:.0%} off the measured steps; their median spread is {spread:.0%}")
     line = {"bench": "calibrate", "model": model, "file": str(out), "rounds": steps["rounds"], "points": len(rows)}

@@ -63,7 +63,7 @@ class Place:
 
     def machine(self) -> str:
         """Settings of the machine, without its pool and its host tier."""
-        stack = f"stack={self.stack}" if self.stack else ""
+        stack = f"stack={self.stack},async_depth=0" if self.stack else ""  # the paper's day: no step is planned ahead
         return joined([f"device={self.device}", stack, f"tensor={self.tensor},max_context={self.family.max_context}"])
 
 
@@ -78,12 +78,13 @@ class Site:
     base_rate: float = FULL_RATE  # requests/s that `vllm_v0` completes when all come at once
 
     def point(self, policy: Policy, settings: str, rate: float, seed: int, scale: float = 1.0) -> Point:
-        """A run. Whoever is told the TPOT objective is told it at this scale; a host tier is there for whoever needs
+        """A run. Whoever is told objectives is told them at this scale; a host tier is there for whoever needs
         one."""
         place = self.place
         chosen = joined([policy.engine, settled(settings, self.holds)])
         host = f"host_bytes={place.host_gb}GB" if needs_host(policy, settings) else ""
-        told = f"layerkv_tpot_slo={objectives().tpot_s * scale:g}" if policy.told else ""
+        o = objectives()
+        told = f"layerkv_tpot_slo={o.tpot_s * scale:g},layerkv_ttft_slo={o.ttft_s * scale:g}" if policy.told else ""
         engine = joined([chosen, told, place.machine(), f"num_pages={self.num_pages}", host])
         return Point(place.model, engine, place.family.spec(self.num_requests, rate), seed)
 

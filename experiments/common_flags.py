@@ -169,7 +169,9 @@ LINK_UNIT = flags.DEFINE(
     serializer=flags.ArgumentSerializer(),
 )
 PREFETCH_DEPTH = flags.DEFINE_integer(
-    "prefetch_depth", DEFAULTS.prefetch_depth, "Layers whose parked pages are on their way while one is computed."
+    "prefetch_depth",
+    DEFAULTS.prefetch_depth,
+    "Layers with pages on the host that are fetched while one is computed: the next that have any.",
 )
 PREEMPTION = flags.DEFINE_enum(
     "preemption", DEFAULTS.scheduler.preemption, PREEMPTIONS, "What becomes of a preempted sequence's KV."

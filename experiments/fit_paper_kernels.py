@@ -1,6 +1,6 @@
 """Fits the attention kernels of the vTensor paper to its figures, and says how they predict the points left out.
 
-    python -m experiments.fit_paper_kernels --vtensor_points=../shared/published/vtensor.json
+    python -m experiments.fit_paper_kernels
 
 Decode is fitted to figure 7's batch sweep, prefill to figure 8's; lengths, kv heads and prefix ratios are predictions.
 The launch time of FlashAttention is not in the figures: it is that of the A100's constants. Triton's kernel reads the
@@ -27,7 +27,7 @@ from experiments.operator_tables import Floats
 from experiments.tables import format_table
 
 PUBLISHED = flags.DEFINE_string(
-    "vtensor_points", "../shared/published/vtensor.json", "The points of the paper's figures."
+    "vtensor_points", str(Path(__file__).parent / "published" / "vtensor.json"), "The points of the paper's figures."
 )
 
 DECODE = dict(zip(NAMES, ("vllm_paged", "fa_paged", "fa_native", "flexinfer"), strict=True))  # series of figure 7

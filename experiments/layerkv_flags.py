@@ -44,6 +44,8 @@ LAYERKV: tuple[flags.FlagHolder, ...] = (
     _integer("append_pages", "Full pages of a parked layer that gather on the device before they follow to the host."),
     _bool("slo_rule", "False: prompts are admitted whatever becomes of running requests."),
     _float("tpot_slo", "Seconds per output token that running requests may take on average."),
+    _bool("weigh_ttft", "False: the rule knows TPOT alone, and not who would be late, or was."),
+    _float("ttft_slo", "Seconds to the first token, for the rule."),
     _enum("lost", LOST, "Running requests that cannot meet it any more: ignored, or as Eq 2 is written."),
     _enum("lengths", LENGTHS, "Who foresees output lengths."),
     _float("length_quantile", "Of what was left of finished outputs, for lengths=quantile."),

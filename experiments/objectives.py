@@ -48,6 +48,11 @@ class Objectives:
             raise ConfigError(f"objectives: levels must be in (0, 1], got {self.levels}")
 
     @property
+    def ttft_s(self) -> float:
+        """Seconds to the first token at scale 1."""
+        return self.limits[LIMITS.index("ttft_ms")] / 1e3
+
+    @property
     def tpot_s(self) -> float:
         """Seconds per output token at scale 1."""
         return self.limits[LIMITS.index("tpot_ms")] / 1e3

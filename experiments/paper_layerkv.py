@@ -76,8 +76,8 @@ POLICIES = {
     "chunked": "policy=chunked",
     "vllm_v1, sjf": "policy=vllm_v1,order=sjf",
 }
-# The kernels and the loop of the paper's day, and a host tier that is never full.
-MACHINE = "device=l20,stack=vllm-0.5,host_bytes=512GiB"
+# The kernels and the loop of the paper's day, which plans no step ahead, and a host tier that is never full.
+MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, OVERLOAD)  # of the sweep over rates, times capacity
 SATURATED = 400, 1000.0  # requests, and requests/s, that measure capacity
 SLO_TTFT_MS, SLO_TPOT_MS = 3000, 200

@@ -45,7 +45,9 @@ def run_all(runs: Mapping[Key, Sequence[Point]], stop: StopFlag | None = None) -
         keys = [key for key, points in runs.items() if repeat < len(points)]
         for i in np.random.default_rng(repeat).permutation(len(keys)).tolist():
             point = runs[keys[i]][repeat]
-            run = others.undisturbed(partial(measure, _engine(engines, point), point.requests(), stop, point.objectives))
+            run = others.undisturbed(
+                partial(measure, _engine(engines, point), point.requests(), stop, point.objectives)
+            )
             if run is None:
                 raise KeyboardInterrupt
             for name in VALUES:

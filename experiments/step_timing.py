@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NO_DELTAS = np.empty((0, 4), np.int32)
 CONTEXTS = (0, 1 / 4, 1 / 2, 1)  # at which a bucket of rows is timed, as shares of the longest that fits
+LONG_ROWS = (1 / 8, 1 / 4, 1 / 2, 1)  # likewise, of one long row among short ones
 GROUP = 0.2  # seconds of steps for which it is known whether others disturbed them
 DECODES = 4  # decode steps of a point in a round; of prefills there is one
 
@@ -107,7 +108,7 @@ def points_of(bucket: Bucket, packer: Packer, pool: int, max_context: int) -> li
     """
     rows = min(bucket.rows, packer.num_slots)
     if not bucket.tiles:
-        return _row_points(rows, min(pool // rows, max_context))
+        return _row_points(rows, pool, max_context)
     count = rows and min(rows, packer.num_slots // 2)  # decode rows that leave slots for prompts
     short = _shortest(pool // packer.num_slots)
     room, slots = pool - count * short, packer.num_slots - count
@@ -119,16 +120,17 @@ def _shortest(longest: int) -> int:
     return max(1, min(16, longest))
 
 
-def _row_points(rows: int, longest: int) -> list[Point]:
+def _row_points(rows: int, pool: int, max_context: int) -> list[Point]:
     """Equal rows at several contexts, then one long row among short ones."""
+    longest = min(pool // rows, max_context)
     if longest < 1:
         raise ConfigError(f"the KV pool cannot hold {rows} sequences: raise num_pages or lower max_num_seqs")
     short = _shortest(longest)
     contexts = sorted({max(short, int(share * longest)) for share in CONTEXTS})
     points = [Point((context,) * rows) for context in contexts]
-    if rows > 1 and longest > short:
-        points.append(Point((longest, *(short,) * (rows - 1)), skewed=True))
-    return points
+    room = min(pool - (rows - 1) * short, max_context)
+    long = sorted({int(share * room) for share in LONG_ROWS if int(share * room) > short}) if rows > 1 else []
+    return points + [Point((context, *(short,) * (rows - 1)), skewed=True) for context in long]
 
 
 def _prompts(bucket: Bucket, slots: int, room: int, max_context: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -172,6 +174,14 @@ class Timed:
     rounds: int = 0
     others: float = 0.0  # mean share of the CPUs that others took while these were measured
     dropped: int = 0  # groups of steps that they disturbed
+
+    def add(self, more: Timed) -> None:
+        """Takes in what later rounds of the same points brought."""
+        for point, samples in more.samples.items():
+            self.samples.setdefault(point, Samples()).seconds.extend(samples.seconds)
+        rounds = self.rounds + more.rounds
+        self.others = (self.others * self.rounds + more.others * more.rounds) / rounds if rounds else 0.0
+        self.rounds, self.dropped = rounds, self.dropped + more.dropped
 
 
 def time_rounds(

@@ -14,7 +14,7 @@ from experiments.points import Point
 from experiments.seeded import Cell, mean, throughput_ratio
 
 MODEL = "experiments.paper_models:LLAMA2_7B_32K"
-MACHINE = "device=l20,stack=vllm-0.5,host_bytes=512GiB"
+MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"
 LINK_GBS = 25  # of the L20
 SLO = "ttft:3000,tpot:200"
 OUTPUT = 450
@@ -81,6 +81,7 @@ def fixed(context: int, rate: float, extra: str = "", name: str = "") -> Load:
 V0, V0_SWAP = Case("vllm_v0", "policy=vllm_v0"), Case("vllm_v0, swap", "policy=vllm_v0,preemption=swap")
 FULL, PAGED_PARK = Case("layerkv", "policy=layerkv"), Case("paged_park", "policy=paged_park")
 NO_RULE = Case("layerkv, no SLO rule", "policy=layerkv,layerkv_slo_rule=false")
+TPOT_ALONE = Case("layerkv, TPOT alone", "policy=layerkv,layerkv_weigh_ttft=false", "Eqs 1 and 2 as they are written")
 
 # Mechanism, the settings without it, what takes its place.
 MECHANISMS = (
@@ -99,7 +100,7 @@ def without(*left_out: str) -> str:
 
 
 def _leave_one_out() -> tuple[Case, ...]:
-    return (FULL, *(Case(f"- {name}", without(name), instead) for name, _, instead in MECHANISMS), V0)
+    return (FULL, *(Case(f"- {name}", without(name), instead) for name, _, instead in MECHANISMS), TPOT_ALONE, V0)
 
 
 def _add_one_in() -> tuple[Case, ...]:

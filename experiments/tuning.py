@@ -27,7 +27,7 @@ class Policy:
     engine: str
     knobs: tuple[Knob, ...]
     host: bool = False  # whether it needs a host tier, whatever its knobs are
-    told: bool = False  # whether it is told the TPOT objective
+    told: bool = False  # whether it is told the objectives of TTFT and TPOT
 
 
 WATERMARK: Knob = ("", "watermark=0", "watermark=0.03", "watermark=0.1")
@@ -41,6 +41,7 @@ PREEMPTION: Knob = ("", "preemption=swap")
 RULE: tuple[Knob, ...] = (
     ("", "layerkv_slo_rule=false"),
     ("", "layerkv_lost=block"),
+    ("", "layerkv_weigh_ttft=false"),
     ("", "layerkv_lengths=mean", "layerkv_length_quantile=0.1", "layerkv_length_quantile=0.25",
      "layerkv_length_quantile=0.75"),
 )  # fmt: skip

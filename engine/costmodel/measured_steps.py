@@ -76,10 +76,8 @@ class MeasuredSteps(StepModel):
     def _rows(self, rows: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
         """A sub-batch of decode rows alone. Padding rows attend to nothing."""
         curve = self._curves[rows, 0]
-        mean = interpolate(kv, curve.attended, curve.seconds)
-        full = min(rows, self._packer.num_slots)
-        longest = interpolate(full * max_kv, curve.attended, curve.seconds)
-        return mean + curve.skew_alpha * (longest - mean)
+        excess = max_kv - kv / min(rows, self._packer.num_slots)
+        return interpolate(kv, curve.attended, curve.seconds) + interpolate(excess, curve.excess, curve.added)
 
 
 def make_packer(config: EngineConfig, num_slots: int) -> Packer:

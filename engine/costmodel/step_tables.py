@@ -3,7 +3,9 @@
 A sub-batch of our executor costs what its bucket (decode rows, query tiles) costs, padding and all, and more with the
 tokens it attends to. So there is a curve for each bucket, seconds over *attended tokens*:
 
-* decode rows only: the sum over rows, in batches whose rows are equally long; `skew_alpha` says what unequal ones cost;
+* decode rows only: the sum over rows, in batches whose rows are equally long. Of unequal ones the longest sets the
+  pace: `uneven` has batches with one long row among short ones, by its *excess* over the mean of the bucket's rows
+  (padding rows attend to nothing);
 * query tiles only, or with decode rows: the sum over tiles of the tokens that a tile's last query attends to. With
   decode rows these are as short as at the first point of the curve for as many rows alone.
 """
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.costmodel.tables import interpolate
 from engine.errors import ConfigError
 
 Key = tuple[int, int]  # decode rows, query tiles
@@ -26,7 +29,8 @@ class Curve:
 
     attended: np.ndarray  # float64 [n] tokens, strictly increasing
     seconds: np.ndarray  # float64 [n]
-    skew_alpha: float  # rows of unequal length: t(mean) + alpha (t(longest) - t(mean))
+    excess: np.ndarray  # float64 [k] tokens of the longest row over the mean, strictly increasing, the first 0
+    added: np.ndarray  # float64 [k] seconds that it adds, >= 0, the first 0
 
 
 @dataclass(frozen=True)
@@ -64,18 +68,30 @@ def _bucket(raw: Any, where: str) -> tuple[Key, Curve]:
     """One bucket's entry."""
     raw = _object(raw, where, "rows", "tiles", "points")
     rows, tiles = (int(_number(raw[name], f"{where}.{name}")) for name in ("rows", "tiles"))
-    if not isinstance(raw["points"], list) or not raw["points"]:
-        raise ConfigError(f"{where}.points must be a list of at least one, got {raw['points']!r}")
+    attended, seconds = _increasing(raw["points"], f"{where}.points", "attended", "seconds").T
+    excess, added = np.zeros(1), np.zeros(1)
+    if raw.get("uneven"):
+        uneven = _increasing(raw["uneven"], f"{where}.uneven", "excess", "attended", "seconds")
+        if uneven[0, 0] == 0:
+            raise ConfigError(f"{where}.uneven[0].excess must be > 0")
+        even = interpolate(uneven[:, 1], attended, seconds)
+        excess = np.append(excess, uneven[:, 0])
+        added = np.append(added, np.maximum(uneven[:, 2] - even, 0.0))
+    return (rows, tiles), Curve(attended, seconds, excess, added)
+
+
+def _increasing(raw: Any, where: str, *names: str) -> np.ndarray:
+    """These fields of a list of points, float64 [n, fields], the first of which increases."""
+    if not isinstance(raw, list) or not raw:
+        raise ConfigError(f"{where} must be a list of at least one, got {raw!r}")
     points = []
-    for i, point in enumerate(raw["points"]):
-        point = _object(point, f"{where}.points[{i}]", "attended", "seconds")
-        points.append([_number(point[name], f"{where}.points[{i}].{name}") for name in ("attended", "seconds")])
-    attended, seconds = np.array(points).T
-    if not (np.diff(attended) > 0).all():
-        raise ConfigError(f"{where}.points must have increasing attended tokens, got {attended.tolist()}")
-    if (alpha := _number(raw.get("skew_alpha", 0.0), f"{where}.skew_alpha")) > 1:
-        raise ConfigError(f"{where}.skew_alpha must be <= 1, got {alpha}")
-    return (rows, tiles), Curve(attended, seconds, alpha)
+    for i, point in enumerate(raw):
+        point = _object(point, f"{where}[{i}]", *names)
+        points.append([_number(point[name], f"{where}[{i}].{name}") for name in names])
+    found = np.array(points, np.float64)
+    if not (np.diff(found[:, 0]) > 0).all():
+        raise ConfigError(f"{where} must have increasing {names[0]}, got {found[:, 0].tolist()}")
+    return found
 
 
 def _object(raw: Any, where: str, *names: str) -> dict[str, Any]:

@@ -160,10 +160,17 @@ class JaxExecutor:
         cast(Transfers, self.transfers).drop(blocks)
 
     def _land(self, incoming: deque[Move], layer: int) -> None:
-        """Brings in what this layer is about to read, and has the next layer's blocks on their way meanwhile."""
+        """Brings in what this layer is about to read, and has the blocks of the next layers that read any on their way
+        meanwhile."""
         if self.transfers is None:
             return
-        while incoming and incoming[0].layer <= layer + self.config.prefetch_depth:
+        ahead = {transfer.move.layer for transfer in self._fetched if transfer.move.layer > layer}
+        while incoming:
+            next_layer = incoming[0].layer
+            if next_layer > layer and next_layer not in ahead and len(ahead) >= self.config.prefetch_depth:
+                break
+            if next_layer > layer:
+                ahead.add(next_layer)
             transfer = self.transfers.fetch(incoming.popleft())
             if transfer is not None:
                 self._fetched.append(transfer)

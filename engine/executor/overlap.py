@@ -55,10 +55,10 @@ def run_layers(
 ) -> LayerTimes:
     """Runs one step's layers and submits its copies to the links, which keep what has not ended for later steps.
 
-    A layer's turn comes when the layer before has ended, the first one's at `start`. Then the fetches of all layers up
-    to `prefetch_depth` ahead are submitted, as far as they are not yet, and the layer waits for its own: the order of
-    `JaxExecutor._land`, with transient buffers for depth + 1 layers. (A host that dispatches ahead of its device and
-    has memory for all that lands is `prefetch_depth = L`.) Sends never delay the step.
+    A layer's turn comes when the layer before has ended, the first one's at `start`. Then its own fetches and those of
+    the next `prefetch_depth` layers that have any are submitted, as far as they are not yet, and it waits for its own:
+    the order of `JaxExecutor._land`, with transient buffers for depth + 1 layers. (A host that dispatches ahead of its
+    device and has memory for all that lands is `prefetch_depth = L`.) Sends never delay the step.
 
     On a `FifoLink`, deeper prefetch, faster layers and better links never make a step slower. On a `Link`, deeper
     prefetch, faster layers and less latency can: a fetch that begins sooner takes its share from those needed before.
@@ -71,7 +71,7 @@ def run_layers(
       copies: fetches by layer 0 .. L - 1; sends by `STEP_START`, 0 .. L - 1.
       link_in: host to device.
       link_out: device to host.
-      prefetch_depth: layers ahead of the one that computes whose fetches may be under way.
+      prefetch_depth: layers that fetch something, however far ahead, whose fetches may be under way while one computes.
       collective_seconds: how long the all-reduces between devices hold both directions in each layer; 0 when they do
         not pass the links to the host.
       collectives: how many of them they are, each at the end of an equal part of the layer (ours).
@@ -90,12 +90,12 @@ def run_layers(
     for layer in (*copies.fetches, *(layer for layer in copies.sends if layer != STEP_START)):
         if layer not in layers:
             raise ValueError(f"copies of layer {layer} in a step of {len(layers)} layers")
-    incoming = deque(sorted(copies.fetches.items(), key=lambda item: item[0]))
+    incoming = deque(sorted((layer, payloads) for layer, payloads in copies.fetches.items() if payloads))
     landing: dict[int, list[Job]] = {}
     ends, stalls, waits, end = [], [], [], start
     _submit(link_out, start, copies.sends.get(STEP_START, ()))
     for layer, seconds in enumerate(layer_seconds):
-        while incoming and incoming[0][0] <= layer + prefetch_depth:
+        while incoming and (incoming[0][0] == layer or len(landing) - (layer in landing) < prefetch_depth):
             ahead, payloads = incoming.popleft()
             landing[ahead] = _submit(link_in, end, payloads)
         begin = max([end, *(link_in.completion(job) for job in landing.pop(layer, ()))])

@@ -48,6 +48,7 @@ class SchedulerState:
         self.limit = np.zeros(n, np.int32)  # length at which the request ends
         self.prompt_length = np.zeros(n, np.int32)
         self.number = np.zeros(n, np.int64)  # of the requests
+        self.arrival = np.zeros(n)  # of the requests, seconds
         self.first_token = np.full(n, np.nan)  # when it was produced, seconds; NaN: not yet
         self.sampling = np.zeros(n, ROW)
         self.forced = np.zeros(n, bool)
@@ -103,6 +104,7 @@ class SchedulerState:
         self.prompt_length[slot] = len(request.prompt)
         self.number[slot] = request.number
         self.limit[slot] = request.max_length
+        self.arrival[slot] = request.arrival
         self.first_token[slot] = request.token_times[0] if request.token_times else np.nan
         self.sampling[slot], self.forced[slot] = sampling_row(request), bool(request.params.forced_tokens)
         if cached < prefill_length:

@@ -18,14 +18,20 @@ FIGURES = {
     for paper, names in {
         "layerkv": {
             "fig1": "Fig1",
+            "fig2": "Fig2",
+            "fig4": "Fig4",
+            "fig5": "Fig5",
             "fig6": "Fig6",
             "fig6_count": "Fig6Count",
             "fig7": "Fig7",
             "fig7_link": "Fig7Link",
             "fig8": "Fig8",
             "fig9": "Fig9",
+            "eq34": "Eq34",
+            "tab1": "Tab1",
+            "forecast": "Forecast",
         },
-        "vtensor": {},
+        "vtensor": {"fig2": "Fig2", "fig3": "Fig3", "fig7": "Fig7", "fig8": "Fig8", "fig11a": "Fig11a"},
     }.items()
     for name, cls in names.items()
 }

@@ -1,6 +1,7 @@
 """The comparison against runs that are foreseen exactly: the simulator stands in for the real engine."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -40,11 +41,10 @@ def one_engine(monkeypatch):
 
 def compare(*policies: str, loads=(CALM, BURST), repeats=2):
     configs = {f"policy={p}": laid_over(CONFIG, f"policy={p}") for p in policies}
-    stop = StopFlag()
-    found = bench_prediction.compare(
-        "tiny-1m", configs, {source: workloads.build(source) for source in loads}, repeats, 0, Others(1.0, 0.0), stop
-    )
-    return found
+    others = Others(1.0, 0.0)
+    simulator = bench_prediction.Simulator("tiny-1m", CONFIG, Path("unused"), None, others)
+    built = {source: workloads.build(source) for source in loads}
+    return bench_prediction.compare(simulator, configs, built, repeats, 0, others, StopFlag())
 
 
 def test_what_is_foreseen_exactly_passes_every_gate(one_engine):

@@ -166,7 +166,7 @@ ABSURD = {
     "--policy=lru": "policy 'lru' is unknown; known: chunked, layerkv, paged_park, vllm_v0, vllm_v1",
     "--layerkv_tpot_slo=0": "layerkv tpot_slo must be > 0 seconds, got 0.0",
     "--layerkv_retained_layers=-1": "layerkv retained_layers must be >= 0, got -1",
-    "--layerkv_low_watermark=0.5": "layerkv watermarks must be 0 <= low <= high < 1, got 0.5 and 0.03",
+    "--layerkv_low_watermark=0.5": "layerkv watermarks must be 0 <= low <= high < 1, got 0.5 and 0.01",
     "--layerkv_pattern=zigzag": "value should be one of <interleave|prefix|suffix|random|interval>",
     '--config={"scheduler":{"layerkv":{"patern":"x"}}}': "--config.scheduler.layerkv: unknown field patern",
     '--config={"scheduler":{"layerkv":{"stream":"x"}}}': "layerkv stream 'x'; known: urgent, hidden, always, never",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import sweep
+from experiments import seeded
 from experiments.layerkv_gates import Place, gates
 from experiments.seeded import Cell, figures, losses, lower_by, mean, throughput_ratio, violations
 
@@ -14,7 +14,7 @@ def cell(ttft=1000.0, queue=0.0, rate=10.0, attainment=1.0, **rest) -> Cell:
         return value if isinstance(value, list) else [value]
 
     values = {"mean_ttft_ms": ttft, "mean_queue_ms": queue, "output_throughput": rate, "slo_attainment": attainment}
-    return {name: [100.0] for name in sweep.VALUES} | {name: seeds(value) for name, value in (values | rest).items()}
+    return {name: [100.0] for name in seeded.VALUES} | {name: seeds(value) for name, value in (values | rest).items()}
 
 
 def place(model="7B", context=2048, rate=1.0, load=1.0, **cells: Cell) -> Place:
@@ -46,10 +46,10 @@ def test_losses_are_those_that_can_be_noticed():
 
 
 def test_a_row_has_what_the_header_says():
-    row = dict(zip(sweep.HEADER, figures(cell([500.0, 250.0], rate=[9.0, 9.0]), cell([1000.0] * 2)), strict=True))
+    row = dict(zip(seeded.HEADER, figures(cell([500.0, 250.0], rate=[9.0, 9.0]), cell([1000.0] * 2)), strict=True))
     assert row["TTFT ms"] == 375 and row["lower by"] == "3.00x (2.00 to 4.00)" and row["tok/s ratio"] == "0.900"
     assert row["violations"] == "0.0%" and row["E2E s"] == pytest.approx(0.1)
-    assert figures(cell(attainment=None), cell())[sweep.HEADER.index("violations")] is None
+    assert figures(cell(attainment=None), cell())[seeded.HEADER.index("violations")] is None
 
 
 def test_the_papers_point():

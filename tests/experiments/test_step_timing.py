@@ -41,8 +41,9 @@ def test_points_by_hand():
     by_key = {(b.rows, b.tiles): points_of(b, packer, 2000, 1024) for b in packer.buckets(mixed=True)}
     assert by_key[0, 16] == [Point((), ((0, 64),) * 16), Point((), ((0, 1024),))]
     assert by_key[0, 1] == [Point((), ((0, 64),)), Point((), ((960, 64),))]
-    assert by_key[4, 0][:-1] == [Point((n,) * 4) for n in (16, 125, 250, 500)]
-    assert by_key[4, 0][-1] == Point((500, 16, 16, 16), skewed=True)
+    assert by_key[4, 0][:4] == [Point((n,) * 4) for n in (16, 125, 250, 500)]
+    assert by_key[4, 0][4:] == [Point((n, 16, 16, 16), skewed=True) for n in (128, 256, 512, 1024)]
+    assert by_key[32, 0][-1] == Point((1024, *(16,) * 31), skewed=True) and by_key[1, 0][-1] == Point((1024,))
     assert by_key[32, 1] == [Point((16,) * 16, ((0, 64),)), Point((16,) * 16, ((960, 64),))]
     assert attended(by_key[0, 16][0], packer) == 16 * 64
     assert attended(by_key[0, 16][1], packer) == 64 * (16 * 17 // 2)

@@ -45,12 +45,7 @@ def test_sequences_are_counted_in_what_the_pool_holds():
 
 
 def test_who_keeps_to_an_objective_is_told_it_at_its_scale():
-    told = {
-        name: SITE.point(policy, "", 1.0, 0, 0.5).config.scheduler.layerkv.tpot_slo for name, policy in POLICIES.items()
-    }
-    assert {name for name, seconds in told.items() if seconds == 0.1} == {"layerkv", "layerkv, sjf", "paged_park"}
-    assert {name for name, seconds in told.items() if seconds == 0.2} == set(POLICIES) - {
-        "layerkv",
-        "layerkv, sjf",
-        "paged_park",
-    }
+    knobs = {name: SITE.point(policy, "", 1.0, 0, 0.5).config.scheduler.layerkv for name, policy in POLICIES.items()}
+    told = {name for name, k in knobs.items() if (k.tpot_slo, k.ttft_slo) == (0.1, 1.5)}
+    assert told == {"layerkv", "layerkv, sjf", "paged_park"}
+    assert {name for name, k in knobs.items() if (k.tpot_slo, k.ttft_slo) == (0.2, 3.0)} == {*POLICIES} - told

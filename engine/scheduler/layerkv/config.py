@@ -35,6 +35,9 @@ class LayerKVConfig:
     append_pages: int = 1  # full pages of a parked layer that gather on the device before they follow to the host
     slo_rule: bool = True  # False: prompts are admitted whatever becomes of TPOT
     tpot_slo: float = 0.2  # seconds per output token that running requests may take on average
+    # Prompts that would be late, and requests that were, count in the rule (ours). False: the rule knows TPOT alone.
+    weigh_ttft: bool = True
+    ttft_slo: float = 3.0  # seconds to the first token
     lost: str = "ignore"  # requests that miss it anyway do not count (ours) | block: they do, as Eq 2 is written
     lengths: str = "quantile"  # who foresees output lengths
     length_quantile: float = 0.5
@@ -42,8 +45,8 @@ class LayerKVConfig:
     times: str = "online"  # step times: fitted to what was seen | model: those of the virtual clock itself
     forecast: bool = True  # False: layers leave when pages are lacking, not before
     horizon: int = 64  # decode steps that the forecast looks ahead
-    low_watermark: float = 0.01  # share of the pages: below it layers leave
-    high_watermark: float = 0.03  # above it they come home
+    low_watermark: float = 0.0  # share of the pages: below it layers leave
+    high_watermark: float = 0.01  # above it they come home
 
     def __post_init__(self):
         for name, known in (
@@ -60,6 +63,7 @@ class LayerKVConfig:
         _require(x is None or x >= 0, f"retained_layers must be >= 0, got {x}")
         _require(self.append_pages >= 1, f"append_pages must be >= 1, got {self.append_pages}")
         _require(self.tpot_slo > 0, f"tpot_slo must be > 0 seconds, got {self.tpot_slo}")
+        _require(self.ttft_slo > 0, f"ttft_slo must be > 0 seconds, got {self.ttft_slo}")
         _require(0 < self.length_quantile < 1, f"length_quantile must be in (0, 1), got {self.length_quantile}")
         _require(0 < self.length_accuracy <= 1, f"length_accuracy must be in (0, 1], got {self.length_accuracy}")
         _require(self.horizon >= 1, f"horizon must be >= 1 step, got {self.horizon}")

@@ -11,10 +11,11 @@ import numpy as np
 from engine.errors import ConfigError
 from engine.memory.moves import Copy
 from engine.request import Request
+from engine.scheduler.layerkv.admission import AdmissionRule
 from engine.scheduler.layerkv.config import LayerKVConfig
 from engine.scheduler.layerkv.lengths import LENGTHS
 from engine.scheduler.layerkv.model_times import ModelTimes
-from engine.scheduler.layerkv.slo import allowed_prefill, budget
+from engine.scheduler.layerkv.slo import allowed_prefill
 from engine.scheduler.layerkv.step_times import LinkRate, StepTimes, features
 from engine.scheduler.policy import Observed
 from engine.scheduler.state import SchedulerState
@@ -37,6 +38,7 @@ class Foresight:
         self.link = LinkRate()
         given = {"quantile": (config.length_quantile,), "bucket": (config.length_accuracy,)}
         self.lengths = LENGTHS[config.lengths](*given.get(config.lengths, ()))
+        self._turns = 1.0  # decode steps that a sequence waits for a token
         self._recent: list[float] = []  # seconds of the last decode steps
 
     def observe(self, seen: Observed) -> None:
@@ -60,31 +62,46 @@ class Foresight:
         """Learns how long outputs are."""
         self.lengths.learn(len(request.output))
 
-    def slack(self, now: float, slots: np.ndarray, others: Sequence[Request] = ()) -> float:
-        """Seconds for which the sequences `slots`, and the preempted `others`, can be stalled (Eqs 1 and 2); infinity
-        when there are none."""
-        if not len(slots) and not others:
-            return np.inf
-        allowed = self.allowed(now, slots)
-        if others:
-            allowed = np.concatenate([allowed, self._allowed_of(now, others, len(slots) + len(others))])
-        return budget(allowed, self.config.lost)
+    def take_turns(self, num_begun: int, num_resting: int) -> None:
+        """So many requests have begun, and so many of them rest on the host: not all of them decode in each step, so
+        that a token takes longer (ours; Eq 1 as written believes that they do)."""
+        self._turns = num_begun / max(1, num_begun - num_resting) if num_begun else 1.0
 
-    def allowed(self, now: float, slots: np.ndarray) -> np.ndarray:
-        """Eq 1 for each sequence, seconds float64 [n]. One whose first token is on its way has just begun."""
+    def rule(self, now: float, slots: np.ndarray, others: Sequence[Request] = ()) -> AdmissionRule:
+        """Whether prompts may stall the sequences `slots` and the preempted `others` now."""
+        allowed, late = np.empty(0), np.empty(0, bool)
+        if self.config.slo_rule and (len(slots) or others):
+            allowed, late = self.allowed(now, slots, self._turns), self._late(now, slots)
+        if self.config.slo_rule and others:
+            allowed = np.concatenate([allowed, self._allowed_of(now, others, len(slots) + len(others))])
+            late = np.concatenate([late, [self._was_late(r) for r in others]])
+        step = self.decode_seconds(slots) if len(allowed) else 0.0
+        return AdmissionRule(self.config, now, step, allowed, late, self.times.prefill)
+
+    def _late(self, now: float, slots: np.ndarray) -> np.ndarray:
+        """Whose first token missed the objective, bool [n]."""
+        first = self.state.first_token[slots]
+        return np.where(np.isnan(first), now, first) - self.state.arrival[slots] > self._ttft_slo
+
+    def _was_late(self, request: Request) -> bool:
+        return bool(request.token_times) and request.token_times[0] - request.arrival > self._ttft_slo
+
+    def allowed(self, now: float, slots: np.ndarray, turns: float = 1.0) -> np.ndarray:
+        """Eq 1 for each sequence, seconds float64 [n]. One whose first token is on its way has just begun. `turns`:
+        decode steps that it waits for a token."""
         state = self.state
         past = np.nan_to_num(now - state.first_token[slots])
         since_first = state.length[slots] - state.prompt_length[slots] - 1
-        seconds = self.decode_seconds(slots)
+        seconds = turns * self.decode_seconds(slots)
         return allowed_prefill(since_first, self.remaining(slots), past, seconds, self.config.tpot_slo)
 
     def _allowed_of(self, now: float, requests: Sequence[Request], num_rows: int) -> np.ndarray:
-        """Eq 1 for requests without a slot, [n]."""
+        """Eq 1 for requests without a slot, [n], of `num_rows` that have begun."""
         produced = np.array([len(r.output) for r in requests])
         left = np.array([r.max_output for r in requests]) - produced
         past = now - np.array([r.token_times[0] if r.token_times else now for r in requests])
         future = self.lengths.remaining(produced, left, np.array([r.number for r in requests]))
-        seconds = self._recent_seconds or self.times.decode(num_rows, 0)
+        seconds = self._turns * (self._recent_seconds or self.times.decode(num_rows, 0))
         return allowed_prefill(np.maximum(produced - 1, 0), future, past, seconds, self.config.tpot_slo)
 
     def remaining(self, slots: np.ndarray) -> np.ndarray:
@@ -96,6 +113,10 @@ class Foresight:
     def decode_seconds(self, slots: np.ndarray) -> float:
         """What a decode step takes now: the mean of the last ones."""
         return self._recent_seconds or self.times.decode(len(slots), int(self.state.length[slots].sum()))
+
+    @property
+    def _ttft_slo(self) -> float:
+        return self.config.ttft_slo if self.config.weigh_ttft else np.inf
 
     @property
     def _recent_seconds(self) -> float:

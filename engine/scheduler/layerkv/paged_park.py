@@ -63,24 +63,23 @@ class PagedPark(BasePolicy):
 
     def _admit(self, now: float) -> list[Prefill]:
         state, tokens, prefills = self.state, self.max_batched_tokens, []
-        seconds, running = self._slack(now), state.running
+        begun, parked = state.decodable(), list(state.swapped)
+        self.foresight.take_turns(len(begun) + len(parked), len(parked))
+        rule = self.foresight.rule(now, begun, parked)
+        running = state.running
         while state.waiting:
             head = state.waiting.head
-            cost = self.foresight.times.prefill(head.num_tokens)
-            if cost > seconds or (head.num_tokens > tokens and len(state.running)):
+            if head.num_tokens > tokens and len(state.running):
+                break
+            if not rule.allows(state.waiting):
                 break
             running = self._park(running, head.num_tokens)
             if not state.store.fits(head.num_tokens):
                 break
             prefills.append(state.prefill(state.admit(head)))
-            tokens, seconds = tokens - head.num_tokens, seconds - cost
+            rule.admitted(head.num_tokens)
+            tokens -= head.num_tokens
         return prefills
-
-    def _slack(self, now: float) -> float:
-        """Seconds for which requests that have begun, on the device or parked, can be stalled."""
-        if not self.knobs.slo_rule:
-            return np.inf
-        return self.foresight.slack(now, self.state.decodable(), list(self.state.swapped))
 
     def _park(self, slots: np.ndarray, num_tokens: int) -> np.ndarray:
         """Parks the newest of sequences `slots`, oldest first, until so many tokens fit; nobody if all of them are too

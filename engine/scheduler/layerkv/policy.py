@@ -90,13 +90,17 @@ class LayerKV(BasePolicy):
     def _admit(self, tokens: int, taken: int) -> list[Prefill]:
         """First come, first served, as many prompts as the token budget, running requests and memory allow; with
         `chunked`, the last may begin with a chunk. `taken`: transient pages that the step needs already."""
-        state, knobs, seconds, prefills = self.state, self.knobs, self._slack(), []
+        state, knobs, prefills = self.state, self.knobs, []
+        begun = state.decodable()
+        self._parked(begun)
+        rule = self.foresight.rule(self._now, begun)
         while state.waiting and tokens > 0:
             head = state.waiting.head
             length, count = head.num_tokens, head.num_tokens
-            cost = self.foresight.times.prefill(length)
             # Alone a whole prompt may exceed the budget.
-            if cost > seconds or (length > tokens and len(state.running) and not knobs.chunked):
+            if length > tokens and len(state.running) and not knobs.chunked:
+                break
+            if not rule.allows(state.waiting):
                 break
             away = self.placement.choose(length, taken)
             if away is None:
@@ -106,7 +110,8 @@ class LayerKV(BasePolicy):
             if knobs.chunked and not (count := self._chunk(length, tokens, parks)):
                 break
             prefills.append(state.prefill(state.admit(head, count, away if parks else None), count))
-            tokens, seconds = tokens - count, seconds - cost
+            rule.admitted(length)
+            tokens -= count
             taken += length // self.store.page_size if parks else 0
         return prefills
 
@@ -135,10 +140,6 @@ class LayerKV(BasePolicy):
         count = min(left, tokens)
         return count // self.store.page_size * self.store.page_size if parks and count < left else count
 
-    def _slack(self) -> float:
-        """Seconds for which running requests can be stalled."""
-        return self.foresight.slack(self._now, self.state.decodable()) if self.knobs.slo_rule else np.inf
-
     def _decodes(self) -> tuple[np.ndarray, int]:
         """Rows of a decode step with pages for their next tokens, and how many were preempted for them. Layers leave
         and come home."""
@@ -146,7 +147,7 @@ class LayerKV(BasePolicy):
         slots = state.decodable()
         if not residency.idle:
             residency.append(slots)
-        parked = residency.parked_pages(slots).any(1) if not residency.idle else np.zeros(len(slots), bool)
+        parked = self._parked(slots)
         spare = self._look_ahead(slots, slots[~parked])
         ready = self.store.ready(slots)
         at_home, away = slots[~parked & ready], slots[parked & ready]
@@ -162,6 +163,15 @@ class LayerKV(BasePolicy):
                 rows = np.append(rows, np.int32(slot))
         self._turn[rows] = state.step + 1
         return rows, num_preempted
+
+    def _parked(self, slots: np.ndarray) -> np.ndarray:
+        """Which of the sequences that have begun have layers on the host, bool [n]."""
+        if self.residency.idle:
+            self.foresight.take_turns(len(slots), 0)
+            return np.zeros(len(slots), bool)
+        parked = self.residency.parked_pages(slots).max(1) > 0
+        self.foresight.take_turns(len(slots), int(np.count_nonzero(parked)))
+        return parked
 
     def _look_ahead(self, slots: np.ndarray, at_home: np.ndarray) -> int:
         """Parks layers of sequences `slots`, oldest first, when the forecast falls below the low watermark; those

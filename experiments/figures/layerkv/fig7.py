@@ -7,12 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
-from engine import Engine
 from experiments.figures.base import PREDICTED, Band, Figure, Result, Table, Verdict
 from experiments.figures.layerkv.curves import HEADER, Place, draw_line
-from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, OUTPUT, STYLES, VLLM, Setup, yardsticks
+from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, OUTPUT, STYLES, VLLM, Setup, engine_of, yardsticks
 from experiments.plots import figure
 from experiments.points import Point
 from experiments.seeded import Cell
@@ -87,9 +85,5 @@ class Fig7(Figure):
 
 def pool_tokens(setup: Setup) -> int:
     """What the devices have room for."""
-    point = setup.fixed(VLLM, CONTEXT, RATE)
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # its notes would come once per setup
-    engine = Engine.from_pretrained(point.model, point.config)
-    logging.set_verbosity(before)
+    engine = engine_of(setup.fixed(VLLM, CONTEXT, RATE))
     return engine.num_pages // engine.model_config.num_layers * engine.config.cache.page_size

@@ -6,13 +6,16 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from absl import logging
+
+from engine import Engine
 from experiments.figures.base import Estimate
 from experiments.points import Point
 from experiments.seeded import Cell, mean
 
 SLO_TTFT_MS, SLO_TPOT_MS = 3000, 200
 SLO = f"ttft:{SLO_TTFT_MS},tpot:{SLO_TPOT_MS}"
-MACHINE = "device=l20,stack=vllm-0.5,host_bytes=512GiB"  # the paper's day; a host tier that is never full
+MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"  # the paper's day: no step ahead; host never full
 NUM, OUTPUT = 100, 450  # requests of a run; output tokens, fitted to figure 1 (400 to 512 are possible)
 SATURATED = 400, 1000.0  # requests, and requests/s, that measure capacity
 VLLM, LAYERKV, NO_RULE, PAGED_PARK = "vLLM", "LayerKV", "LayerKV, no SLO rule", "whole requests parked"
@@ -99,3 +102,13 @@ def queue_share(cell: Cell) -> Estimate:
 def kilo(tokens: int) -> str:
     """For an axis."""
     return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
+
+
+def engine_of(point: Point) -> Engine:
+    """The engine that a point runs on, made without its notes."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return Engine.from_pretrained(point.model, point.config)
+    finally:
+        logging.set_verbosity(before)

@@ -30,16 +30,18 @@ def packer(deterministic=False) -> Packer:
     return Packer(SLOTS, TILE, 2, deterministic)
 
 
-def curve(rows: int, tiles: int, *points: tuple[int, int], alpha: float = 0.0) -> dict:
+def curve(rows: int, tiles: int, *points: tuple[int, int], uneven: tuple[tuple[int, int, int], ...] = ()) -> dict:
     """A bucket's entry; seconds in units."""
     entries = [{"attended": x, "seconds": y * UNIT, "count": 5, "spread": 0.1} for x, y in points]
-    return {"rows": rows, "tiles": tiles, "skew_alpha": alpha, "points": entries}
+    more = [{"excess": e, "attended": x, "seconds": y * UNIT, "count": 5, "spread": 0.1} for e, x, y in uneven]
+    return {"rows": rows, "tiles": tiles, "points": entries, "uneven": more}
 
 
 CURVES = [
     curve(1, 0, (16, 4), (64, 10)),
     curve(2, 0, (32, 5), (128, 11)),
-    curve(4, 0, (64, 8), (128, 16), (256, 24), alpha=0.5),
+    # A row of 80 among three of 16, one of 176: 4 and 10 more than as many equal rows, 16 and 22, would take.
+    curve(4, 0, (64, 8), (128, 16), (256, 24), uneven=((48, 128, 20), (120, 224, 32))),
     curve(0, 1, (8, 20), (40, 36)),
     curve(0, 2, (16, 30), (64, 54)),
     curve(4, 1, (8, 26), (40, 42)),
@@ -73,13 +75,19 @@ def test_between_beyond_and_before(tmp_path):
 
 
 def test_unequal_rows(tmp_path):
-    """t(mean) + alpha (t(longest) - t(mean)): 128 tokens in all take 16, four rows of 64 would take 24."""
-    assert units(measured(tmp_path), 4, 128, 64) == pytest.approx(16 + 0.5 * (24 - 16))
+    """What the longest row has above the mean costs extra. Four rows of 128 tokens in all take 16; with 80 in one of
+    them, 48 above the mean, 4 more; with 56 in it half of that; between the points and beyond them 6 for 72."""
+    model = measured(tmp_path)
+    assert units(model, 4, 128, 80) == pytest.approx(16 + 4)
+    assert units(model, 4, 128, 56) == pytest.approx(16 + 2)
+    assert units(model, 4, 256, 64 + 84) == pytest.approx(24 + 4 + 6 * 36 / 72)
+    assert units(model, 4, 256, 64 + 132) == pytest.approx(24 + 10 + 6 * 12 / 72)
 
 
 def test_rows_round_up_to_their_bucket(tmp_path):
-    """Three rows of 32 are a bucket of four whose padding row attends to nothing: 96 tokens, the longest as 128."""
-    assert units(measured(tmp_path), 3, 96, 32) == pytest.approx(12 + 0.5 * (16 - 12))
+    """Three rows of 32 are a bucket of four whose padding row attends to nothing: 96 tokens take 12, and the longest is
+    8 above the mean of 24."""
+    assert units(measured(tmp_path), 3, 96, 32) == pytest.approx(12 + 4 * 8 / 48)
 
 
 def test_prompts_are_cut_into_tiles(tmp_path):
@@ -92,10 +100,10 @@ def test_prompts_are_cut_into_tiles(tmp_path):
 
 def test_a_mixed_step(tmp_path):
     """Decode rows go with the first sub-batch, at the largest row bucket: its curve has rows of 16, these two rows of
-    64 cost 16 - 8 more (128 attended, longest as 256: 16 + 0.5 * 8)."""
-    model = measured(tmp_path)
-    assert units(model, 2, 128, 64, ((0, 8),)) == pytest.approx(26 + (20 - 8))
-    assert units(model, 2, 128, 64, ((0, 24),)) == pytest.approx((40 + 24 * 8 / 48) + (20 - 8) + (20 + 16 * 16 / 32))
+    64 cost 16 - 8 more (128 attended), and 4 * 32 / 48 since they are 32 above the mean of four."""
+    model, more = measured(tmp_path), 16 - 8 + 4 * 32 / 48
+    assert units(model, 2, 128, 64, ((0, 8),)) == pytest.approx(26 + more)
+    assert units(model, 2, 128, 64, ((0, 24),)) == pytest.approx((40 + 24 * 8 / 48) + more + (20 + 16 * 16 / 32))
 
 
 def test_deterministic_rows_are_tiles(tmp_path):
@@ -151,7 +159,9 @@ def broken(path: str, value) -> dict:
         ("buckets.2.tiles", True, r"buckets\[2\].tiles must be a number >= 0, got True"),
         ("buckets.3.rows", 4, r"buckets\[5\]: rows=4 tiles=1 a second time"),
         ("buckets.2", {"rows": 1, "tiles": 0}, r"buckets\[2\] has no points"),
-        ("buckets.2.skew_alpha", 1.5, r"buckets\[2\].skew_alpha must be <= 1, got 1.5"),
+        ("buckets.2.uneven", [{"excess": 0, "attended": 64, "seconds": 1}], r"uneven\[0\].excess must be > 0"),
+        ("buckets.2.uneven", [{"excess": 4, "attended": 64, "seconds": 1}] * 2, r"must have increasing excess"),
+        ("buckets.2.uneven", [{"excess": 4, "seconds": 1}], r"uneven\[0\] has no attended"),
         ("buckets.2.points", [{"attended": 2, "seconds": 1}] * 2, r"points must have increasing attended"),
         ("buckets.2.points", [{"attended": 2, "seconds": "1"}], r"points\[0\].seconds must be a number >= 0, got '1'"),
     ],
@@ -229,9 +239,9 @@ def test_tables_without_a_match_are_only_the_roofline(tmp_path):
 def test_parsing_keeps_every_number():
     tables = StepTables.parse(STEPS, "here")
     assert (tables.host, tables.remains) == (2 * UNIT, UNIT)
-    assert {key: (c.attended.tolist(), c.seconds.tolist(), c.skew_alpha) for key, c in tables.curves.items()} == {
-        (b["rows"], b["tiles"]): (
-            [p["attended"] for p in b["points"]], [p["seconds"] for p in b["points"]], b["skew_alpha"]
-        )
+    assert {key: (c.attended.tolist(), c.seconds.tolist()) for key, c in tables.curves.items()} == {
+        (b["rows"], b["tiles"]): ([p["attended"] for p in b["points"]], [p["seconds"] for p in b["points"]])
         for b in CURVES
-    }  # fmt: skip
+    }
+    assert tables.curves[4, 0].excess.tolist() == [0, 48, 120] and tables.curves[2, 0].excess.tolist() == [0]
+    assert tables.curves[4, 0].added / UNIT == pytest.approx([0, 4, 10])

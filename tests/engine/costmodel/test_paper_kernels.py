@@ -15,7 +15,7 @@ from engine.errors import ConfigError
 from engine.presets import preset
 from experiments.fit_paper_kernels import errors
 
-FIGURES = Path(__file__).parents[4] / "shared/published/vtensor.json"
+FIGURES = Path(__file__).parents[3] / "experiments/published/vtensor.json"
 YI = preset("yi-6b-200k")  # 32 query and 4 kv heads of 128, as in both figures
 
 
@@ -90,7 +90,6 @@ def test_wrong_names_and_devices_without_general_cores():
         StepModel(YI, load_device("tpu-v5e"), kernels="vllm-0.4.2")
 
 
-@pytest.mark.skipif(not FIGURES.exists(), reason="needs ../shared/published/vtensor.json")
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_7_and_8(name):
     """Decode was fitted to the batch sweep, prefill to one panel each; all else is predicted.

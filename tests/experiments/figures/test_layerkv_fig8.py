@@ -3,9 +3,9 @@
 import pytest
 
 from experiments.figures.layerkv.fig8 import Fig8
-from experiments.figures.layerkv.fig9 import PREDICTED_AT, Fig9
+from experiments.figures.layerkv.fig9 import VARIED_AT, Fig9
 from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, VLLM
-from experiments.figures.layerkv.sharegpt import PREDICTORS, RATES
+from experiments.figures.layerkv.sharegpt import VARIANTS, RATES
 from tests.experiments.figures.layerkv_cells import cell, cells_of, failed, judged
 
 CAPACITY = 2.75  # requests/s: 2.4 and less are at most 0.87 of it, 3 is 1.09, 3.4 is 1.24, 4.1 is 1.5
@@ -51,21 +51,21 @@ def test_figure_9_as_the_paper_says():
     ]
 
 
-def test_figure_9_adds_predictors_to_the_runs_of_figure_8():
+def test_figure_9_adds_variants_to_the_runs_of_figure_8():
     own, other = Fig8().points("sim"), Fig9().points("sim")
     assert {key: other[key] for key in own} == own
     more = {key: point for key, point in other.items() if key not in own}
-    assert set(more) == {(rate, name) for rate in PREDICTED_AT for name in PREDICTORS}
+    assert set(more) == {(rate, name) for rate in VARIED_AT for name in VARIANTS}
     lengths = {point.config.scheduler.layerkv.lengths for point in more.values()}
     assert (
-        lengths == {"oracle", "bucket", "mean"}
+        lengths == {"oracle", "bucket", "mean", "quantile"}
         and own[RATES[0], LAYERKV].config.scheduler.layerkv.lengths == "quantile"
     )
 
 
-def test_a_predictors_rows_are_where_it_was_run():
+def test_a_variants_rows_are_where_it_was_run():
     table = Fig9().evaluate(cells_of(Fig9(), CAPACITY), "sim").table
-    assert table.column("rate", policy=next(iter(PREDICTORS))) == [*PREDICTED_AT]
+    assert table.column("rate", policy=next(iter(VARIANTS))) == [*VARIED_AT]
     assert table.column("rate", policy=LAYERKV) == [*RATES]
     assert judged(Fig8(), cells_of(Fig8(), CAPACITY))
 

@@ -54,7 +54,8 @@ class Desk(Trace):
 def desk(policy="layerkv", pages=20, seconds=lambda plan: 1.0, page_seconds=0.0, knobs=None, **setup) -> Desk:
     """`pages` of each layer."""
     given = {"host_pages": 300, "async_depth": 0, "preemption": "recompute", "num_slots": 10, **setup}
-    d = Desk(pattern_engine(pages, policy=policy, layerkv=LayerKVConfig(**(knobs or {})), **given))
+    knobs = {"weigh_ttft": False} | (knobs or {})
+    d = Desk(pattern_engine(pages, policy=policy, layerkv=LayerKVConfig(**knobs), **given))
     d.engine.executor.seconds, d.engine.executor.page_seconds = seconds, page_seconds
     return d
 
@@ -103,6 +104,30 @@ def test_a_request_whose_objective_is_lost(lost, lines):
     d.steps(2)
     d.add("B", 8, 2)
     assert d.steps(len(lines)) == lines
+
+
+def test_a_prompt_that_would_be_late_takes_the_objective_of_one_other():
+    """A has 20 tokens to go of 1 s each and 1.04 s for each: 0.8 s of slack, and a prefill takes 1 s. B comes at 2 s
+    and has to be ready by 7 s: it waits as long as a step and another prefill could come before it, until 5 s."""
+    knobs = {"tpot_slo": 1.04, "lengths": "oracle", "weigh_ttft": True, "ttft_slo": 5.0}
+    d = desk(knobs=knobs)
+    d.add("A", 8, 21)
+    assert d.steps(2) == ["A+8", "A"]
+    d.add("B", 8, 2)
+    b = d.request("B")
+    assert d.steps(5) == ["A", "A", "A", "B+8", "A B"]
+    assert b.token_times[0] - b.arrival == 4.0
+
+
+def test_a_late_prompt_does_not_take_two_objectives():
+    """As above, but A and C would lose theirs: B waits until they have ended."""
+    knobs = {"tpot_slo": 1.04, "lengths": "oracle", "weigh_ttft": True, "ttft_slo": 5.0}
+    d = desk(knobs=knobs)
+    d.add("A", 8, 11)
+    d.add("C", 8, 11)
+    assert d.steps(2) == ["A+8 C+8", "A C"]
+    d.add("B", 8, 2)
+    assert d.rest() == [*["A C"] * 9, "B+8", "B"]
 
 
 @pytest.mark.parametrize("page_seconds, parked", [(0.05, [0, 1, 2]), (0.1, [0, 1]), (0.2, [0]), (0.3, [])])
