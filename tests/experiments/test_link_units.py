@@ -9,7 +9,7 @@ from engine.config import EngineConfig, SimConfig
 from engine.costmodel.device import load_device
 from engine.costmodel.step_model import StepModel, StepTime, StepWork
 from engine.presets import preset
-from experiments.link_units import decodes, slowdown
+from experiments.link_slowdown import decodes, slowdown
 from tests.experiments import programs
 
 L20 = load_device("l20")  # 25e9 bytes/s on each link, the first byte after 10 us

@@ -71,17 +71,22 @@ def yardsticks(setup: Setup, context: int, output: int = OUTPUT) -> dict[Hashabl
 HYGIENE = ("requests", "duration s", "load", "state", "alone ms")
 
 
+def load_of(full: Cell, rate: float) -> float:
+    """A rate over what the baseline completes when all requests come at once."""
+    return rate / mean(full, "request_throughput")
+
+
+def remarks(cell: Cell, rate: float, full: Cell, alone: Cell) -> list[Any]:
+    """A row's part under `HYGIENE`. `full`, `alone`: all requests at once under the baseline, and each by itself."""
+    load = load_of(full, rate)
+    state = "overloaded" if load >= 1 else "stable"
+    return [int(mean(cell, "completed")), mean(cell, "duration"), load, state, mean(alone, "mean_ttft_ms")]
+
+
 def hygiene(cells: Mapping[Hashable, Cell], setup: Setup, context: int, rate: float, cell: Cell, output: int = OUTPUT):
-    """A row's part under `HYGIENE`. The load is the rate over what the baseline completes when all come at once."""
+    """A row's part under `HYGIENE`, of requests of one length."""
     place = setup.name, context, output
-    load = rate / mean(cells["full", *place], "request_throughput")
-    return [
-        int(mean(cell, "completed")),
-        mean(cell, "duration"),
-        load,
-        "overloaded" if load >= 1 else "stable",
-        mean(cells["alone", *place], "mean_ttft_ms"),
-    ]
+    return remarks(cell, rate, cells["full", *place], cells["alone", *place])
 
 
 def estimate(cell: Cell, name: str) -> Estimate:
