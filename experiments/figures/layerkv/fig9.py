@@ -29,8 +29,8 @@ class Fig9(Figure):
     source = "LayerKV (arXiv 2410.00428), figure 9 (its number and rates are not certain)"
     about = (
         f"The runs of figure 8 ({NUM} requests each); objectives: TTFT {SLO_TTFT_MS:,} ms, TPOT {SLO_TPOT_MS} ms. "
-        "Beside LayerKV: its rule as in the paper, which knows TPOT alone; and lengths from an oracle, from buckets that "
-        "are right in 85%, and the mean, in place of a quantile of past outputs."
+        "Beside LayerKV: its rule as in the paper, which knows TPOT alone; and lengths from an oracle, from buckets "
+        "that are right in 85%, and the mean, in place of a quantile of past outputs."
     )
 
     def points(self, executor: str) -> dict[Hashable, Point]:
