@@ -11,7 +11,7 @@ from experiments.figures.base import PREDICTED, Band, Figure, Result, Table, Ver
 from experiments.figures.layerkv import sharegpt
 from experiments.figures.layerkv.curves import HEADER, Place, draw_line, more_than_vllm_somewhere
 from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, SLO_TPOT_MS, SLO_TTFT_MS, STYLES
-from experiments.figures.layerkv.sharegpt import NUM, VARIANTS, RATES, SHOWN
+from experiments.figures.layerkv.sharegpt import NUM, RATES, SHOWN, VARIANTS
 from experiments.plots import figure
 from experiments.points import Point
 from experiments.seeded import Cell
@@ -29,8 +29,8 @@ class Fig9(Figure):
     source = "LayerKV (arXiv 2410.00428), figure 9 (its number and rates are not certain)"
     about = (
         f"The runs of figure 8 ({NUM} requests each); objectives: TTFT {SLO_TTFT_MS:,} ms, TPOT {SLO_TPOT_MS} ms. "
-        "Beside LayerKV: its rule as in the paper, which knows TPOT alone; and lengths from an oracle, buckets that are "
-        "right in 85%, and the mean, in place of a quantile of past outputs."
+        "Beside LayerKV: its rule as in the paper, which knows TPOT alone; and lengths from an oracle, buckets "
+        "that are right in 85%, and the mean, in place of a quantile of past outputs."
     )
 
     def points(self, executor: str) -> dict[Hashable, Point]:

@@ -5,7 +5,7 @@ import pytest
 from experiments.figures.layerkv.fig8 import Fig8
 from experiments.figures.layerkv.fig9 import VARIED_AT, Fig9
 from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, VLLM
-from experiments.figures.layerkv.sharegpt import VARIANTS, RATES
+from experiments.figures.layerkv.sharegpt import RATES, VARIANTS
 from tests.experiments.figures.layerkv_cells import cell, cells_of, failed, judged
 
 CAPACITY = 2.75  # requests/s: 2.4 and less are at most 0.87 of it, 3 is 1.09, 3.4 is 1.24, 4.1 is 1.5
