@@ -86,7 +86,8 @@ class Fig7Link(Figure):
                 {unit: found for unit, found in runs.items() if unit not in WORSE}, "% slower",
             ),
             Verdict.every(
-                f"TPOT of runs, {' or '.join(WORSE)}", PREDICTED, more, {unit: runs[unit] for unit in WORSE}, "% slower",
+                f"TPOT of runs, {' or '.join(WORSE)}", PREDICTED, more,
+                {unit: runs[unit] for unit in WORSE}, "% slower",
                 "copies are a small part of a run, and who is admitted when changes TPOT by as much",
             ),
         ]  # fmt: skip
