@@ -52,7 +52,8 @@ class Fig7Link(Figure):
 
     def points(self, executor: str) -> dict[Hashable, Point]:
         """Whole runs, by unit; and one that waits for nothing."""
-        return {"none": whole_run(NO_WAIT)} | {unit: whole_run(UNITS[unit]) for unit in IN_RUNS}
+        runs: dict[Hashable, Point] = {unit: whole_run(UNITS[unit]) for unit in IN_RUNS}
+        return runs | {"none": whole_run(NO_WAIT)}
 
     def evaluate(self, cells: Mapping[Hashable, Cell], executor: str) -> Result:
         """See `Figure`."""
@@ -129,7 +130,7 @@ def slower_steps() -> dict[tuple[str, float, str], float]:
                 settings = f"{MACHINE},tensor={LLAMA3_70B.tensor}" + (f",{extra}" if extra else "")
                 config = laid_over(BASE, settings, "figure 7")
                 slower = slowdown(cost, config, works, background, load).slowdown
-                found[copies, load, unit] = round(100 * slower, 6)
+                found[copies, load, unit] = round(100 * slower, 6) + 0.0  # no -0
     return found
 
 
