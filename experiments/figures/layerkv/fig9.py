@@ -53,7 +53,7 @@ class Fig9(Figure):
                 PREDICTED,
                 Band(LEAST_GAP),
                 {most: fewer[most]},
-                why="the interval, not the mean, is far from the band: seeds of 400 requests differ in their load",
+                why="seeds of 400 requests differ in their load, so that the interval is wide",
             ),
             more_than_vllm_somewhere(
                 places,
