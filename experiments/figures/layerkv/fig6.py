@@ -96,7 +96,7 @@ class Fig6(Figure):
                 Band(LEAST_GAIN),
                 largest_gains(places),
                 "x",
-                "prefills of the larger models take seconds, so that compute is short, too; without the rule it is under 20 there",
+                "prefills of larger models take seconds, so compute is short, too: under 20 with no rule, as well",
             ),
             tpot_where_served(places, SLO_TPOT_MS),
             throughput(
