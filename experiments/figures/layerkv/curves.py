@@ -12,6 +12,7 @@ from experiments.figures.base import PREDICTED, Band, Estimate, Verdict
 from experiments.figures.layerkv.setting import HYGIENE, LAYERKV, VLLM, estimate, load_of, remarks
 from experiments.seeded import Cell, mean
 
+Values = Sequence[float] | np.ndarray
 CALM = 0.9  # times capacity: below the knee
 EQUAL = Band(0.9, 1.1)  # what "about 1" means
 # "lower by": times lower than the baseline's; "fewer": the baseline's share of violations less the policy's.
@@ -110,11 +111,11 @@ def more_than_vllm_somewhere(places: Sequence[Place], policy: str, why: str = ""
 
 def draw_line(
     axes: Any,
-    x: Sequence[float],
-    y: Sequence[float],
-    states: Sequence[str],
+    x: Values,
+    y: Values,
+    states: Sequence[str] | np.ndarray,
     style: Mapping[str, Any],
-    spread: tuple[Sequence[float], Sequence[float]] | None = None,
+    spread: tuple[Values, Values] | None = None,
     **more: Any,
 ) -> None:
     """A line whose overloaded points are hollow.

@@ -96,7 +96,7 @@ class Fig6(Figure):
                 Band(LEAST_GAIN),
                 largest_gains(places),
                 "x",
-                "a prefill of a larger model takes seconds: the rule holds prompts back that would stall decodes",
+                "prefills of larger models take seconds, so compute is short, too: under 20 with no rule, as well",
             ),
             tpot_where_served(places, SLO_TPOT_MS),
             throughput(

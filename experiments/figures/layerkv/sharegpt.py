@@ -10,8 +10,8 @@ from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, NO_RULE, SAT
 from experiments.points import Point
 from experiments.seeded import Cell
 
-NUM = 800
-RATES = (1.5, 2.0, 2.4, 3.0, 3.4, 4.1)  # requests/s: 0.55 to 1.5 times what the baseline completes
+NUM = 400
+RATES = (1.5, 2.0, 2.25, 2.8, 3.1, 3.8)  # requests/s: 0.6 to 1.5 times what the baseline completes
 CONTEXT = 5760  # holds the longest prompt with the longest output
 ALONE = 0.001  # requests/s at which none meets another
 # LayerKV with a rule that knows TPOT alone, as in the paper; with lengths foreseen by others.
