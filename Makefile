@@ -1,5 +1,5 @@
 # Every target builds its environment from pyproject.toml first, and again when that file changes.
-#   make demo | test | test-long | lint | bench | conformance POLICY=path.py:Name       PYTHON=python3.12: a second environment, with jax==0.11.2
+#   make demo | test | test-long | lint | bench | artifact | conformance POLICY=path.py:Name       PYTHON=python3.12: a second environment, with jax==0.11.2
 PYTHON ?= python3
 WHICH := -c 'import sys; print(sys.executable)'
 # A Python that pyenv has but has not activated is found too.
@@ -10,7 +10,7 @@ JAX := $(if $(filter-out 3.11,$(VERSION)),jax==0.11.2 jaxlib==0.11.2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long conformance lint format bench ready which clean
+.PHONY: demo test test-long conformance lint format bench artifact ready which clean
 
 demo: $(READY)
 	$(BIN)/python -m experiments.demo
@@ -35,6 +35,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m experiments.bench_engine
+
+artifact: $(READY)
+	$(BIN)/python -m experiments.artifact --overwrite
 
 ready: $(READY)
 

@@ -55,15 +55,19 @@ def chosen() -> dict[str, Figure]:
     """The figures of --figure, by name.
 
     Raises:
-      ConfigError: none, an unknown one, or one that has nothing to run on this executor.
+      ConfigError: none, an unknown one, one that has nothing to run on this executor, or two of one name.
     """
     if not NAMES.value:
         raise ConfigError("--figure: which? --list names them, `all` means every one")
-    on, everything = executor(), "all" in NAMES.value
-    found = {name: figures.find(name) for name in dict.fromkeys([*figures.FIGURES] if everything else NAMES.value)}
+    on = executor()
+    names = dict.fromkeys(n for name in NAMES.value for n in (figures.FIGURES if name == "all" else (name,)))
+    found = {name: figures.find(name) for name in names}
     lacking = [name for name, figure in found.items() if on not in figure.executors]
-    if lacking and not everything:
-        raise ConfigError(f"--figure={lacking[0]} runs on {', '.join(found[lacking[0]].executors)}, not on {on}")
+    if asked := [name for name in lacking if name in NAMES.value]:
+        raise ConfigError(f"--figure={asked[0]} runs on {', '.join(found[asked[0]].executors)}, not on {on}")
+    folders = [folder_of(name) for name in found]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ConfigError(f"--figure: two of them would both go to {twice[0]} under --out: make one after the other")
     return {name: figure for name, figure in found.items() if name not in lacking}
 
 

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,6 +227,16 @@ def _say_what_is_cut(spec: str, requests: Sequence[WorkloadRequest], kept: Seque
         lost = sum(turns[session] - left[session] for session in cut)
         of = f"{len(cut)} of the {len(left)} sessions"
         logging.warning("workload %r: num and start cut %s (turns left out: %d)", spec, of, lost)
+
+
+def with_options(spec: str, given: Mapping[str, str]) -> str:
+    """The spec with options replaced or added."""
+    if not given:
+        return spec
+    name, file, values = _parse(spec)
+    items = [file] if file else []
+    items += [f"{key}={value}" for key, value in (values | dict(given)).items()]
+    return f"{name}:{','.join(items)}"
 
 
 def seed_of(spec: str) -> int:
