@@ -123,6 +123,8 @@ def main() -> int:
         print(listing())
         return 0
     todo = chosen()
+    if not todo:
+        raise ConfigError(f"--figure=all: no figure runs on {executor()} yet (--list)")
     out = common_flags.out_directory("figures")
     for name in todo:  # before anything is run
         claim(out / folder_of(name), RESUME.value or common_flags.OVERWRITE.value, (VERDICT,))

@@ -26,7 +26,7 @@ import numpy as np
 from experiments.intervals import interval
 from experiments.points import Point
 from experiments.seeded import Cell
-from experiments.tables import format_table, rounded
+from experiments.tables import format_table, number, rounded
 
 ARITHMETIC, FITTED, PREDICTED, MEASURED = KINDS = ("arithmetic", "fitted", "predicted", "measured")
 REPRODUCTION = (PREDICTED, MEASURED)
@@ -53,8 +53,8 @@ class Estimate:
 
     def words(self, unit: str = "") -> str:
         """For a verdict: the interval only where there is one."""
-        spread = f" ({self.low:.3g} to {self.high:.3g})" if self.low < self.high else ""
-        return f"{self.mean:.3g}{unit}{spread}"
+        spread = f" ({number(self.low)} to {number(self.high)})" if self.low < self.high else ""
+        return f"{number(self.mean)}{unit}{spread}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Verdict:
         cls, name: str, kind: str, band: Band, found: Estimate | float, unit: str = "", why: str = ""
     ) -> Verdict:
         """A number against a band."""
-        reached = found.words(unit) if isinstance(found, Estimate) else f"{found:.3g}{unit}"
+        reached = found.words(unit) if isinstance(found, Estimate) else f"{number(found)}{unit}"
         return cls(name, kind, band.words(unit), reached, band.holds(found), why)
 
     @classmethod
@@ -114,7 +114,7 @@ class Verdict:
         means = {where: value.mean if isinstance(value, Estimate) else value for where, value in found.items()}
         outside = [where for where, value in found.items() if not band.holds(value)]
         low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        reached = f"{means[low]:.3g} ({low}) to {means[high]:.3g}{unit} ({high})"
+        reached = f"{number(means[low])} ({low}) to {number(means[high])}{unit} ({high})"
         if outside:
             reached += f"; outside at {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}"
         return cls(name, kind, band.words(unit), reached, not outside, why)
