@@ -176,6 +176,7 @@ def test_b_teacher_forced_logits_are_close(retained, pattern, chunked):
     expect(check_forced(device(False), LOAD, knobs, budget=40 if chunked else None), retained)
 
 
+@pytest.mark.long
 def test_b_on_four_devices():
     """Devices are asked for before JAX starts, so this file runs as a program of its own."""
     command = [sys.executable, "-m", "tests.engine.test_layerkv_tokens"]
