@@ -38,7 +38,6 @@ class Foresight:
         self.link = LinkRate()
         given = {"quantile": (config.length_quantile,), "bucket": (config.length_accuracy,)}
         self.lengths = LENGTHS[config.lengths](*given.get(config.lengths, ()))
-        self._turns = 1.0  # decode steps that a sequence waits for a token
         self._recent: list[float] = []  # seconds of the last decode steps
 
     def observe(self, seen: Observed) -> None:
@@ -62,20 +61,20 @@ class Foresight:
         """Learns how long outputs are."""
         self.lengths.learn(len(request.output))
 
-    def take_turns(self, num_begun: int, num_resting: int) -> None:
-        """So many requests have begun, and so many of them rest on the host: not all of them decode in each step, so
-        that a token takes longer (ours; Eq 1 as written believes that they do)."""
-        self._turns = num_begun / max(1, num_begun - num_resting) if num_begun else 1.0
-
-    def rule(self, now: float, slots: np.ndarray, others: Sequence[Request] = ()) -> AdmissionRule:
-        """Whether prompts may stall the sequences `slots` and the preempted `others` now."""
-        allowed, late = np.empty(0), np.empty(0, bool)
-        if self.config.slo_rule and (len(slots) or others):
-            allowed, late = self.allowed(now, slots, self._turns), self._late(now, slots)
-        if self.config.slo_rule and others:
-            allowed = np.concatenate([allowed, self._allowed_of(now, others, len(slots) + len(others))])
-            late = np.concatenate([late, [self._was_late(r) for r in others]])
-        step = self.decode_seconds(slots) if len(allowed) else 0.0
+    def rule(
+        self, now: float, slots: np.ndarray, others: Sequence[Request] = (), num_resting: int = 0
+    ) -> AdmissionRule:
+        """Whether prompts may stall the sequences `slots`, of which `num_resting` have layers on the host, and the
+        preempted `others` now. Not all of them decode in each step, so that a token takes longer (ours; Eq 1 as written
+        believes that they do)."""
+        allowed, late, step = np.empty(0), np.empty(0, bool), 0.0
+        if self.config.slo_rule and (num := len(slots) + len(others)):
+            step = self.decode_seconds(slots)
+            turns = num / max(1, len(slots) - num_resting)
+            allowed, late = self.allowed(now, slots, turns), self._late(now, slots)
+            if others:
+                allowed = np.concatenate([allowed, self._allowed_of(now, others, num, turns)])
+                late = np.concatenate([late, [self._was_late(r) for r in others]])
         return AdmissionRule(self.config, now, step, allowed, late, self.times.prefill)
 
     def _late(self, now: float, slots: np.ndarray) -> np.ndarray:
@@ -95,13 +94,13 @@ class Foresight:
         seconds = turns * self.decode_seconds(slots)
         return allowed_prefill(since_first, self.remaining(slots), past, seconds, self.config.tpot_slo)
 
-    def _allowed_of(self, now: float, requests: Sequence[Request], num_rows: int) -> np.ndarray:
-        """Eq 1 for requests without a slot, [n], of `num_rows` that have begun."""
+    def _allowed_of(self, now: float, requests: Sequence[Request], num_rows: int, turns: float) -> np.ndarray:
+        """Eq 1 for requests without a slot, [n], of `num_rows` that have begun; see `allowed`."""
         produced = np.array([len(r.output) for r in requests])
         left = np.array([r.max_output for r in requests]) - produced
         past = now - np.array([r.token_times[0] if r.token_times else now for r in requests])
         future = self.lengths.remaining(produced, left, np.array([r.number for r in requests]))
-        seconds = self._turns * (self._recent_seconds or self.times.decode(num_rows, 0))
+        seconds = turns * (self._recent_seconds or self.times.decode(num_rows, 0))
         return allowed_prefill(np.maximum(produced - 1, 0), future, past, seconds, self.config.tpot_slo)
 
     def remaining(self, slots: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ class PagedPark(BasePolicy):
 
     def __init__(self, config: SchedulerConfig, state: SchedulerState, max_batched_tokens: int):
         super().__init__(config, state, max_batched_tokens)
-        self.swap, self.knobs, self.store = True, config.layerkv, cast(PagedStore, state.store)
+        self.swap, self.store = True, cast(PagedStore, state.store)
         self.foresight = Foresight(config.layerkv, state)
 
     def observe(self, seen: Observed) -> None:
@@ -63,10 +63,7 @@ class PagedPark(BasePolicy):
 
     def _admit(self, now: float) -> list[Prefill]:
         state, tokens, prefills = self.state, self.max_batched_tokens, []
-        begun, parked = state.decodable(), list(state.swapped)
-        self.foresight.take_turns(len(begun) + len(parked), len(parked))
-        rule = self.foresight.rule(now, begun, parked)
-        running = state.running
+        rule, running = self.foresight.rule(now, state.decodable(), list(state.swapped)), state.running
         while state.waiting:
             head = state.waiting.head
             if head.num_tokens > tokens and len(state.running):

@@ -92,8 +92,7 @@ class LayerKV(BasePolicy):
         `chunked`, the last may begin with a chunk. `taken`: transient pages that the step needs already."""
         state, knobs, prefills = self.state, self.knobs, []
         begun = state.decodable()
-        self._parked(begun)
-        rule = self.foresight.rule(self._now, begun)
+        rule = self.foresight.rule(self._now, begun, num_resting=int(np.count_nonzero(self._parked(begun))))
         while state.waiting and tokens > 0:
             head = state.waiting.head
             length, count = head.num_tokens, head.num_tokens
@@ -167,11 +166,8 @@ class LayerKV(BasePolicy):
     def _parked(self, slots: np.ndarray) -> np.ndarray:
         """Which of the sequences that have begun have layers on the host, bool [n]."""
         if self.residency.idle:
-            self.foresight.take_turns(len(slots), 0)
             return np.zeros(len(slots), bool)
-        parked = self.residency.parked_pages(slots).max(1) > 0
-        self.foresight.take_turns(len(slots), int(np.count_nonzero(parked)))
-        return parked
+        return self.residency.parked_pages(slots).max(1) > 0
 
     def _look_ahead(self, slots: np.ndarray, at_home: np.ndarray) -> int:
         """Parks layers of sequences `slots`, oldest first, when the forecast falls below the low watermark; those
