@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.figures.layerkv.fig1 import published
+from experiments.figures.layerkv.setting import LAYERKV as OURS
+from experiments.figures.layerkv.setting import NO_RULE as RULE_OFF
+from experiments.figures.layerkv.setting import PAGED_PARK, STYLES, VLLM
 from experiments.layerkv_gates import BASELINE, LAYERKV, NO_RULE, PAPER_CONTEXT, Place
 from experiments.plots import figure
 from experiments.seeded import lower_by, mean
 
-PUBLISHED = Path(__file__).parent / "published" / "layerkv_fig1.json"
-# Okabe and Ito's palette, with markers that differ in print.
-LINES = {
-    BASELINE: {"color": "#D55E00", "marker": "s"},
-    "paged_park": {"color": "#E69F00", "marker": "v"},
-    NO_RULE: {"color": "#56B4E9", "marker": "^"},
-    LAYERKV: {"color": "#0072B2", "marker": "o"},
-}
+LINES = {BASELINE: STYLES[VLLM], "paged_park": STYLES[PAGED_PARK], NO_RULE: STYLES[RULE_OFF], LAYERKV: STYLES[OURS]}
 MODELS = ("#0072B2", "#009E73", "#CC79A7")
-
-
-def published() -> list[tuple[int, float]]:
-    """(context, mean TTFT in seconds) of the paper's figure 1."""
-    return [(context, ms / 1e3) for context, ms in json.loads(PUBLISHED.read_bytes())["ttft_ms"]]
 
 
 def over_contexts(places: Sequence[Place], model: str) -> list[Place]:
@@ -45,8 +36,15 @@ def draw(places: Sequence[Place], model: str, stem: Path) -> None:
         for policy, style in LINES.items():
             ttft = [mean(p.cells[policy], "mean_ttft_ms") / 1e3 for p in here]
             top.plot([p.context for p in here], ttft, label=policy, markersize=3.5, linewidth=1, **style)
-        x, y = zip(*published(), strict=True)
-        top.plot(x, y, "x", color="black", markersize=5, label="paper, vLLM (fig. 1)")
+        paper = published()["ttft_ms"]
+        top.plot(
+            [*paper],
+            [ms / 1e3 for ms in paper.values()],
+            "x",
+            color="black",
+            markersize=5,
+            label="paper, vLLM (fig. 1)",
+        )
         top.set_yscale("log")
         top.set_ylabel("mean TTFT (s)")
         top.set_title(f"{model}, one L20, {here[0].rate:g} request/s")

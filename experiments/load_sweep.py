@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments.gates import Gate
-from experiments.intervals import interval
+from experiments.intervals import Estimate
 
 Summary = dict[str, Any]
 LOWER_TTFT, BELOW_KNEE, THROUGHPUT, HELD = 5.0, 1.1, 0.95, 0.95  # limits of the gates
@@ -30,18 +30,6 @@ HEADER = (
 )  # fmt: skip
 
 
-class Mean(NamedTuple):
-    """A mean over repeats, and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def words(self) -> str:
-        """For a table."""
-        return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})" if self.low < self.high else f"{self.mean:.2f}"
-
-
 @dataclass(frozen=True)
 class Cell:
     """One policy at one load."""
@@ -54,15 +42,14 @@ class Cell:
         """Over repeats; a figure that a run does not have (a second token, of requests of one) counts as 0."""
         return float(np.mean([run[figure] or 0.0 for run in self.runs]))
 
-    def spread(self, figure: str) -> Mean:
+    def spread(self, figure: str) -> Estimate:
         """`mean` with its interval."""
-        values = np.array([run[figure] or 0.0 for run in self.runs])
-        return Mean(float(values.mean()), *interval(values))
+        return Estimate.of([run[figure] or 0.0 for run in self.runs])
 
-    def ratio(self, figure: str, first: Cell) -> Mean:
+    def ratio(self, figure: str, first: Cell) -> Estimate:
         """Over the first policy's at the same load, paired by repeat."""
         ratios = np.array([a[figure] / b[figure] for a, b in zip(self.runs, first.runs, strict=True)])
-        return Mean(float(ratios.mean()), *interval(ratios))
+        return Estimate.of(ratios)
 
 
 class Sweep:
@@ -95,12 +82,12 @@ class Sweep:
         mib = 2**20
         return [
             cell.mean("mean_ttft_ms"),
-            cell.ratio("mean_ttft_ms", first).words(),
+            _words(cell.ratio("mean_ttft_ms", first)),
             *(cell.mean(name) for name in ("p99_ttft_ms", "mean_tpot_ms")),
             f"{cell.mean('slo_attainment'):.1%}",
             cell.mean("mean_e2el_ms") / 1e3,
             *(cell.mean(name) for name in ("mean_ttst_ms", "max_max_gap_ms", "p99_itl_ms")),
-            cell.ratio("output_throughput", first).words(),
+            _words(cell.ratio("output_throughput", first)),
             cell.mean("peak_host_bytes") / mib,
             cell.mean("total_preemptions"),
             *(cell.mean(f"link_bytes_{way}") / mib for way in ("out", "in")),
@@ -143,3 +130,9 @@ def _objective_met(shares: Sequence[tuple[float, float]]) -> Gate:
         return Gate(name, limit, "no such load", None)
     least, where = min(shares)
     return Gate(name, limit, f"by {least:.1%} at {where:g}", least >= HELD)
+
+
+def _words(found: Estimate) -> str:
+    """To hundredths."""
+    spread = f" ({found.low:.2f} to {found.high:.2f})" if found.low < found.high else ""
+    return f"{found.mean:.2f}{spread}"

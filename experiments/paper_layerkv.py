@@ -33,6 +33,7 @@ from engine.files import write_whole
 from experiments import common_flags, environment, layerkv_figure, seeded
 from experiments.gates import Gate, gate_table
 from experiments.layerkv_gates import BASELINE, LAYERKV, NO_RULE, OVERLOAD, PAPER_CONTEXT, PAPER_RATE, Place, gates
+from experiments.paper_models import MACHINE, SATURATED, SLO, SLO_TTFT_MS
 from experiments.points import Point
 from experiments.run_record import claim
 from experiments.seeded import figures, losses, mean, over_seeds, rounded_values, run_all
@@ -78,12 +79,7 @@ POLICIES = {
     "chunked": "policy=chunked",
     "vllm_v1, sjf": "policy=vllm_v1,order=sjf",
 }
-# The kernels and the loop of the paper's day, which plans no step ahead, and a host tier that is never full.
-MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, OVERLOAD)  # of the sweep over rates, times capacity
-SATURATED = 400, 1000.0  # requests, and requests/s, that measure capacity
-SLO_TTFT_MS, SLO_TPOT_MS = 3000, 200
-SLO = f"ttft:{SLO_TTFT_MS},tpot:{SLO_TPOT_MS}"
 FILE, TABLES, ENVIRONMENT, FIGURE = "layerkv_paper.json", "tables.txt", "environment.json", "ttft"
 Capacities = dict[tuple[str, int], float]  # by (setup, context): requests/s
 

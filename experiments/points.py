@@ -78,6 +78,10 @@ class Point:
         """
         return workloads.build(self.spec)
 
+    def said(self) -> dict[str, Any]:
+        """What it is, without a seed; plain JSON types."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "seed"}
+
     def words(self) -> str:
         """The point in one line."""
         return " ".join(str(value) for value in dataclasses.astuple(self) if value not in (None, ""))

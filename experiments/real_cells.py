@@ -19,7 +19,7 @@ from experiments.outcomes import measure
 from experiments.points import Point
 from experiments.quiet import Others
 from experiments.replay import StopFlag
-from experiments.seeded import VALUES, Cell, Key
+from experiments.seeded import VALUES, Cell, Key, empty_cells
 from experiments.tables import ProgressLine
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run_all(runs: Mapping[Key, Sequence[Point]], stop: StopFlag | None = None) -
       KeyboardInterrupt: `stop` is set; a run is not worth much without the others.
     """
     stop, others, line = stop or StopFlag(), Others.from_flags(), ProgressLine()
-    cells: dict[Key, Cell] = {key: {name: [None] * len(points) for name in VALUES} for key, points in runs.items()}
+    cells = empty_cells(runs)
     repeats = max(map(len, runs.values()), default=0)
     engines: dict[Hashable, Engine] = {}
     done, total = 0, sum(map(len, runs.values()))

@@ -87,8 +87,7 @@ def evaluate(figure: Figure, on: str) -> tuple[Result, dict[str, Any]]:
     points = figure.points(on)
     runs = {key: over_seeds(point, num_seeds()) for key, point in points.items()}
     cells = (run_all if on == "sim" else real_cells.run_all)(runs)
-    said = {str(key): {k: v for k, v in dataclasses.asdict(p).items() if k != "seed"} for key, p in points.items()}
-    return figure.evaluate(cells, on), said
+    return figure.evaluate(cells, on), {str(key): point.said() for key, point in points.items()}
 
 
 def run(name: str, figure: Figure, out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import flags
 
-from experiments.intervals import interval
+from experiments.intervals import Estimate
 from experiments.points import Point, run_points
 from experiments.tables import rounded
 
@@ -42,6 +42,11 @@ def over_seeds(point: Point, num_seeds: int | None = None) -> list[Point]:
     return [dataclasses.replace(point, seed=seed) for seed in range(num_seeds or SEEDS.value)]
 
 
+def empty_cells(runs: Mapping[Key, Sequence[Point]]) -> dict[Key, Cell]:
+    """With a place for every value of every point."""
+    return {key: {name: [None] * len(points) for name in VALUES} for key, points in runs.items()}
+
+
 def run_all(runs: Mapping[Key, Sequence[Point]]) -> dict[Key, Cell]:
     """The values of all points, by the key of their group and in the order within it.
 
@@ -50,7 +55,7 @@ def run_all(runs: Mapping[Key, Sequence[Point]]) -> dict[Key, Cell]:
     """
     places = [(key, i) for key, points in runs.items() for i in range(len(points))]
     found = dict(run_points([runs[key][i] for key, i in places], PROCESSES.value, Path(KEPT.value)))
-    cells: dict[Key, Cell] = {key: {name: [None] * len(points) for name in VALUES} for key, points in runs.items()}
+    cells = empty_cells(runs)
     for index, (key, i) in enumerate(places):
         for name in VALUES:
             cells[key][name][i] = found[index].get(name)  # attainment only with objectives
@@ -67,10 +72,14 @@ def violations(cell: Cell) -> float:
     return 1.0 - mean(cell, "slo_attainment")
 
 
-def lower_by(cell: Cell, first: Cell) -> tuple[float, float, float]:
-    """How many times lower than the first one's its mean TTFT is: the mean over seeds, paired, and its 95% interval."""
-    ratios = np.array(first["mean_ttft_ms"]) / np.array(cell["mean_ttft_ms"])
-    return float(ratios.mean()), *interval(ratios)
+def over(cell: Cell, first: Cell, name: str) -> Estimate:
+    """A value over that of another cell, seed by seed."""
+    return Estimate.of(np.array(cell[name], float) / np.array(first[name], float))
+
+
+def lower_by(cell: Cell, first: Cell) -> Estimate:
+    """How many times lower than the first one's its mean TTFT is."""
+    return over(first, cell, "mean_ttft_ms")
 
 
 def throughput_ratio(cell: Cell, first: Cell) -> float:

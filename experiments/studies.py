@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.gates import Gate
+from experiments.paper_models import MACHINE, SLO
 from experiments.points import Point
 from experiments.seeded import Cell, mean, throughput_ratio
 
 MODEL = "experiments.paper_models:LLAMA2_7B_32K"
-MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"
 LINK_GBS = 25  # of the L20
-SLO = "ttft:3000,tpot:200"
 OUTPUT = 450
 
 Cells = dict[tuple[str, str], Cell]  # by load and case

@@ -24,11 +24,12 @@ from absl import flags
 from engine.errors import ConfigError
 from engine.files import write_whole
 from experiments import common_flags, environment, seeded
-from experiments.figures.base import Estimate, Table
+from experiments.figures.base import Table
 from experiments.grid import Axis, Grid
+from experiments.intervals import Estimate
 from experiments.run_record import claim
 from experiments.seeded import VALUES, Cell, over_seeds, run_all
-from experiments.tables import format_table, number, rounded
+from experiments.tables import format_table, rounded
 
 flags.declare_key_flag("model")
 flags.declare_key_flag("out")
@@ -68,18 +69,8 @@ def estimate(cell: Cell, metric: str) -> Estimate | None:
 def data(names: list[str], metrics: list[str], found: Mapping[tuple[str, ...], list[Estimate | None]]) -> Table:
     """A row per point: mean, low and high of every metric."""
     header = [*names, *(f"{metric}{part}" for metric in metrics for part in ("", " low", " high"))]
-    rows = [
-        [*key, *(v for e in of for v in (dataclasses.astuple(e) if e else [None] * 3))] for key, of in found.items()
-    ]
+    rows = [[*key, *(v for e in of for v in (e or [None] * 3))] for key, of in found.items()]
     return Table(header, rows)
-
-
-def words(found: Estimate | None) -> str | None:
-    """For the table on the screen."""
-    if found is None:
-        return None
-    spread = f" ({number(found.low)} to {number(found.high)})" if found.low < found.high else ""
-    return f"{number(found.mean)}{spread}"
 
 
 def main() -> int:
@@ -91,10 +82,10 @@ def main() -> int:
     found: Estimates = {key: [estimate(cell, metric) for metric in metrics] for key, cell in cells.items()}
     write_whole(out / DATA, data(names, metrics, found).csv())
     seconds = round(time.perf_counter() - start, 1)
-    said = [{k: v for k, v in dataclasses.asdict(point).items() if k != "seed"} for point in points.values()]
+    said = [point.said() for point in points.values()]
     about = {"grid": dataclasses.asdict(grid), "seeds": seeded.SEEDS.value, "metrics": metrics, "points": said}
     write_whole(out / CONFIG, json.dumps(about | {"seconds": seconds} | environment.describe(), indent=1) + "\n")
-    print(format_table([*names, *metrics], [[*key, *map(words, of)] for key, of in found.items()]))
+    print(format_table([*names, *metrics], [[*key, *(e and e.words() for e in of)] for key, of in found.items()]))
     line = {"bench": "sweep", "points": len(points), "runs": len(points) * seeded.SEEDS.value}
     print(json.dumps(line | {"seconds": rounded(seconds), "data": str(out / DATA)}))
     return 0

@@ -23,38 +23,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments.intervals import interval
+from experiments.gates import WORDS
+from experiments.intervals import Estimate
 from experiments.points import Point
 from experiments.seeded import Cell
 from experiments.tables import format_table, number, rounded
 
 ARITHMETIC, FITTED, PREDICTED, MEASURED = KINDS = ("arithmetic", "fitted", "predicted", "measured")
 REPRODUCTION = (PREDICTED, MEASURED)
-WORDS = {True: "passed", False: "missed", None: "-"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds or repeats, and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float] | np.ndarray) -> Estimate:
-        """Of one value per seed."""
-        found = np.asarray(values, float)
-        return cls(float(found.mean()), *interval(found))
-
-    def over(self, known: float) -> Estimate:
-        """As a ratio to a number without uncertainty, > 0."""
-        return Estimate(self.mean / known, self.low / known, self.high / known)
-
-    def words(self, unit: str = "") -> str:
-        """For a verdict: the interval only where there is one."""
-        spread = f" ({number(self.low)} to {number(self.high)})" if self.low < self.high else ""
-        return f"{number(self.mean)}{unit}{spread}"
 
 
 @dataclass(frozen=True)

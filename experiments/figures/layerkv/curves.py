@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures.base import PREDICTED, Band, Estimate, Verdict
+from experiments.figures.base import PREDICTED, Band, Verdict
 from experiments.figures.layerkv.setting import HYGIENE, LAYERKV, VLLM, estimate, load_of, remarks
-from experiments.seeded import Cell, mean
+from experiments.intervals import Estimate
+from experiments.seeded import Cell, mean, over
 
 Values = Sequence[float] | np.ndarray
 CALM = 0.9  # times capacity: below the knee
@@ -69,11 +70,6 @@ class Place:
             *(fewer.mean, fewer.low, fewer.high),
             *remarks(cell, self.rate, self.full, self.alone),
         ]
-
-
-def over(cell: Cell, first: Cell, name: str) -> Estimate:
-    """A value over that of another cell, seed by seed."""
-    return Estimate.of(np.array(cell[name], float) / np.array(first[name], float))
 
 
 def violations(cell: Cell) -> Estimate:

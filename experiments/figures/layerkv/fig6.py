@@ -23,12 +23,12 @@ from experiments.figures.layerkv.setting import (
     NO_RULE,
     OUTPUT,
     POLICIES,
-    SLO_TPOT_MS,
     STYLES,
     YI_34B,
     kilo,
     yardsticks,
 )
+from experiments.paper_models import SLO_TPOT_MS
 from experiments.plots import figure
 from experiments.points import Point
 from experiments.seeded import Cell

@@ -10,12 +10,12 @@ from engine.costmodel.step_model import StepModel
 from engine.presets import preset
 from experiments.common_flags import laid_over
 from experiments.figures.base import PREDICTED, Band, Estimate, Figure, Result, Table, Verdict
-from experiments.figures.layerkv.curves import over
-from experiments.figures.layerkv.setting import LAYERKV, LLAMA3_70B, MACHINE, NUM, OUTPUT, YI_34B
+from experiments.figures.layerkv.setting import LAYERKV, LLAMA3_70B, YI_34B
 from experiments.link_slowdown import BACKGROUNDS, decodes, slowdown
+from experiments.paper_models import MACHINE
 from experiments.plots import figure
 from experiments.points import BASE, Point
-from experiments.seeded import Cell
+from experiments.seeded import Cell, over
 
 CONTEXT, ROWS, STEPS = 2048, 32, 25
 RATE = 0.65  # requests/s of the whole runs, as in figure 6
@@ -115,8 +115,7 @@ class Fig7Link(Figure):
 
 def whole_run(extra: str) -> Point:
     """LayerKV with copies in such units, or that do not yield."""
-    load = f"synthetic:num={NUM},rate={RATE:g},prompt=fixed:{CONTEXT},output=fixed:{OUTPUT}"
-    return YI_34B.point(LAYERKV, load, CONTEXT + OUTPUT, extra)
+    return YI_34B.fixed(LAYERKV, CONTEXT, RATE, extra=extra)
 
 
 def slower_steps() -> dict[tuple[str, float, str], float]:

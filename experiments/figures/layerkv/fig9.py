@@ -10,8 +10,9 @@ import numpy as np
 from experiments.figures.base import PREDICTED, Band, Figure, Result, Table, Verdict
 from experiments.figures.layerkv import sharegpt
 from experiments.figures.layerkv.curves import HEADER, Place, draw_line, more_than_vllm_somewhere
-from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, SLO_TPOT_MS, SLO_TTFT_MS, STYLES
+from experiments.figures.layerkv.setting import LAYERKV, NO_RULE, STYLES
 from experiments.figures.layerkv.sharegpt import NUM, RATES, SHOWN, VARIANTS
+from experiments.paper_models import SLO_TPOT_MS, SLO_TTFT_MS
 from experiments.plots import figure
 from experiments.points import Point
 from experiments.seeded import Cell

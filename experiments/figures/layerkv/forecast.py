@@ -49,8 +49,8 @@ Counts = Mapping[Key, Mapping[str, list[int]]]  # by name, per seed
 
 def point(load: str, mode: str) -> Point:
     """A run, without a seed."""
-    fixed = LLAMA2_7B.fixed(LAYERKV, CONTEXT, RATE)
-    return replace(fixed, engine=",".join(text for text in (fixed.engine, LOADS[load], SETTINGS[mode]) if text))
+    extra = ",".join(filter(None, (LOADS[load], SETTINGS[mode])))
+    return LLAMA2_7B.fixed(LAYERKV, CONTEXT, RATE, extra=extra)
 
 
 def count(num_seeds: int) -> Counts:

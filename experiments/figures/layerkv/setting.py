@@ -9,15 +9,12 @@ from typing import Any
 from absl import logging
 
 from engine import Engine
-from experiments.figures.base import Estimate
+from experiments.intervals import Estimate
+from experiments.paper_models import MACHINE, SATURATED, SLO
 from experiments.points import Point
 from experiments.seeded import Cell, mean
 
-SLO_TTFT_MS, SLO_TPOT_MS = 3000, 200
-SLO = f"ttft:{SLO_TTFT_MS},tpot:{SLO_TPOT_MS}"
-MACHINE = "device=l20,stack=vllm-0.5,async_depth=0,host_bytes=512GiB"  # the paper's day: no step ahead; host never full
 NUM, OUTPUT = 100, 450  # requests of a run; output tokens, fitted to figure 1 (400 to 512 are possible)
-SATURATED = 400, 1000.0  # requests, and requests/s, that measure capacity
 VLLM, LAYERKV, NO_RULE, PAGED_PARK = "vLLM", "LayerKV", "LayerKV, no SLO rule", "whole requests parked"
 POLICIES = {
     VLLM: "policy=vllm_v0",
@@ -48,10 +45,12 @@ class Setup:
         engine = f"{POLICIES[policy]},{MACHINE},tensor={self.tensor},max_context={max_context}"
         return Point(self.model, f"{engine},{extra}" if extra else engine, workload, slo=SLO)
 
-    def fixed(self, policy: str, context: int, rate: float, num: int = NUM, output: int = OUTPUT) -> Point:
+    def fixed(
+        self, policy: str, context: int, rate: float, num: int = NUM, output: int = OUTPUT, extra: str = ""
+    ) -> Point:
         """Requests of one length, as in the paper."""
         load = f"synthetic:num={num},rate={rate:g},prompt=fixed:{context},output=fixed:{output}"
-        return self.point(policy, load, context + output)
+        return self.point(policy, load, context + output, extra)
 
 
 LLAMA2_7B = Setup("Llama2-7B, 1 L20", "experiments.paper_models:LLAMA2_7B_32K", 1)

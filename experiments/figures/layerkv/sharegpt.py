@@ -6,7 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from experiments.figures.layerkv.curves import Place
-from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, NO_RULE, SATURATED, VLLM
+from experiments.figures.layerkv.setting import LAYERKV, LLAMA2_7B, NO_RULE, VLLM
+from experiments.paper_models import SATURATED
 from experiments.points import Point
 from experiments.seeded import Cell
 

@@ -21,8 +21,8 @@ class InvertedRule(LayerKV):
         super().__init__(config, state, max_batched_tokens)
         rule = self.foresight.rule
         # When nobody runs there is nobody to weigh: the rule is the true one.
-        self.foresight.rule = lambda now, slots, *rest: (
-            Inverted(rule(now, slots, *rest)) if len(slots) else rule(now, slots, *rest)
+        self.foresight.rule = lambda now, slots, **rest: (
+            Inverted(rule(now, slots, **rest)) if len(slots) else rule(now, slots, **rest)
         )
 
 
