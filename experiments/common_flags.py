@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import operator
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from engine.config import LINK_SHARING as LINK_DISCIPLINES
 from engine.errors import ConfigError, FolioError
 from engine.presets import find_model
 from engine.scheduler.policy import find_policy
+from experiments.flag_parsers import BytesParser, JsonSerializer, OverlayParser
 from experiments.layerkv_flags import LAYERKV
 
 if TYPE_CHECKING:
@@ -28,64 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-BYTE_UNITS = {"": 1, "B": 1} | {
-    f"{p}{s}": b**i for i, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("iB", 1024))
-}
 DEFAULTS = EngineConfig()
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from `512MiB`, `2GiB`, `1.5GB` or a plain number.
-
-    Raises:
-      ValueError: anything else.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if not match or match[2] not in BYTE_UNITS:
-        raise ValueError(f"expected bytes such as 536870912, 512MiB or 2GiB, got {text!r}")
-    return int(float(match[1]) * BYTE_UNITS[match[2]])
-
-
-class _BytesParser(flags.ArgumentParser):
-    """An absl flag that takes a number of bytes."""
-
-    def parse(self, argument: str | int) -> int:
-        return argument if isinstance(argument, int) else parse_bytes(argument)
-
-    def flag_type(self) -> str:
-        return "bytes, such as 512MiB or 2GiB"
-
-
-class _OverlayParser(flags.ArgumentParser):
-    """An absl flag that takes a JSON file, or the JSON object itself. Its value is the object, so that a flagfile made
-    of it stands without the file."""
-
-    def parse(self, argument: str | dict[str, Any]) -> dict[str, Any]:
-        if isinstance(argument, dict):
-            return argument
-        try:
-            inline = argument.lstrip().startswith("{")
-            overlay = json.loads(argument if inline else Path(argument).read_text(encoding="utf-8"))
-        except OSError as e:
-            raise ValueError(f"{argument} cannot be read: {e.strerror}") from None
-        except ValueError as e:
-            raise ValueError(f"not JSON: {e}") from None
-        if not isinstance(overlay, dict):
-            raise ValueError("expected a JSON object of EngineConfig fields")
-        for section in ("cache", "scheduler", "sim"):
-            if not isinstance(overlay.get(section, {}), dict):
-                raise ValueError(f"{section} must be a JSON object")
-        return overlay
-
-    def flag_type(self) -> str:
-        return "JSON file, or a JSON object"
-
-
-class _JsonSerializer(flags.ArgumentSerializer):
-    """One line of JSON."""
-
-    def serialize(self, value: dict[str, Any]) -> str:
-        return json.dumps(value)
 
 
 MODEL = flags.DEFINE_string(
@@ -102,11 +44,11 @@ MODEL_SPEC = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "Directory for results. Default: results/ and the program's name.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into --out even when an earlier run's results are there.")
 CONFIG = flags.DEFINE(
-    _OverlayParser(),
+    OverlayParser(),
     "config",
     None,
     "JSON file of EngineConfig fields, nested as in a run's config.json under `engine`; flags given win over it.",
-    serializer=_JsonSerializer(),
+    serializer=JsonSerializer(),
 )
 
 POLICY = flags.DEFINE_string(
@@ -134,7 +76,7 @@ PAGES_PER_CHUNK = flags.DEFINE_integer(
 )
 NUM_PAGES = flags.DEFINE_integer("num_pages", None, "Size of the device tier in pages over all layers.")
 DEVICE_BYTES = flags.DEFINE(
-    _BytesParser(),
+    BytesParser(),
     "device_bytes",
     None,
     "Size of the device tier on each device, in bytes such as 512MiB.",
@@ -147,14 +89,14 @@ DEVICE_FRACTION = flags.DEFINE_float(
 )
 
 HOST_BYTES = flags.DEFINE(
-    _BytesParser(),
+    BytesParser(),
     "host_bytes",
     DEFAULTS.cache.host_bytes,
     "Cap of the host tier, such as 4GiB; 0: none.",
     serializer=flags.ArgumentSerializer(),
 )
 STAGING_BYTES = flags.DEFINE(
-    _BytesParser(),
+    BytesParser(),
     "staging_bytes",
     DEFAULTS.cache.staging_bytes,
     "Device memory for copies on their way, per direction.",
@@ -162,7 +104,7 @@ STAGING_BYTES = flags.DEFINE(
 )
 LINK_GBS = flags.DEFINE_float("link_gbs", None, "Pace copies to and from the host to so many 1e9 bytes/s each way.")
 LINK_UNIT = flags.DEFINE(
-    _BytesParser(),
+    BytesParser(),
     "link_unit",
     DEFAULTS.link_unit_bytes,
     "In which copies move over a device's link, such as 2MB, yielding to all-reduces in between; 0: whole copies.",

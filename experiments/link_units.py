@@ -28,6 +28,7 @@ from engine.costmodel.step_model import StepModel
 from engine.errors import ConfigError
 from engine.models.source import resolve
 from experiments import common_flags
+from experiments.flag_parsers import parse_bytes
 from experiments.link_slowdown import BACKGROUNDS, Slowdown, decodes, slowdown
 from experiments.tables import format_table, rounded
 
@@ -64,7 +65,7 @@ def main() -> int:
     cases: list[tuple[str | None, EngineConfig]] = []
     for text in UNITS.value:
         try:
-            cases.append((text, replace(yielding, link_unit_bytes=common_flags.parse_bytes(text))))
+            cases.append((text, replace(yielding, link_unit_bytes=parse_bytes(text))))
         except ValueError as e:
             raise ConfigError(f"--unit: {e}") from None
     cases.append((None, replace(yielding, sim=replace(sim, link_aware=False))))

@@ -62,11 +62,13 @@ class LinearDecode:
     serial_per_token: float = 0.0
 
     def seconds(self, num: int, kv: int, max_kv: int) -> float:
+        """See `DecodeAttention`."""
         spread = self.per_token * (kv + self.edge * num + self.skew_alpha * (num * max_kv - kv))
         chain = self.serial_per_token * max_kv
         return self.t0 + (spread if spread > chain else chain)
 
     def seconds_each(self, num: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
+        """See `DecodeAttention`."""
         spread = self.per_token * (kv + self.edge * num + self.skew_alpha * (num * max_kv - kv))
         return self.t0 + (np.maximum(spread, self.serial_per_token * max_kv) if self.serial_per_token else spread)
 
@@ -79,9 +81,11 @@ class WindowedDecode:
     windows: Windows
 
     def seconds(self, num: int, kv: int, max_kv: int) -> float:
+        """See `DecodeAttention`."""
         return float(self.seconds_each(num, np.array([kv]), np.array([max_kv]))[0])
 
     def seconds_each(self, num: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
+        """See `DecodeAttention`."""
         total = np.zeros(len(kv))
         for window, layers in self.windows:
             seen = (kv, max_kv) if window is None else (np.minimum(kv, num * window), np.minimum(max_kv, window))
@@ -97,9 +101,11 @@ class TableDecode:
     skew_alpha: float = 0.0
 
     def seconds(self, num: int, kv: int, max_kv: int) -> float:
+        """See `DecodeAttention`."""
         return float(self.seconds_each(num, np.array([kv]), np.array([max_kv]))[0])
 
     def seconds_each(self, num: int, kv: np.ndarray, max_kv: np.ndarray) -> np.ndarray:
+        """See `DecodeAttention`."""
         mean = self.tables.grid_seconds("decode_attention", num, kv / num)
         longest = self.tables.grid_seconds("decode_attention", num, max_kv)
         return mean + self.skew_alpha * (longest - mean)
@@ -121,6 +127,7 @@ class PairwisePrefill:
     windows: Windows = EVERYTHING
 
     def seconds(self, prefills: tuple[tuple[int, int], ...]) -> float:
+        """See `PrefillAttention`."""
         total, num_layers = 0.0, 0
         for window, layers in self.windows:
             total += layers * sum([self._prompt(start, tokens, window) for start, tokens in prefills])
@@ -145,6 +152,7 @@ class TablePrefill:
     tables: OpTables
 
     def seconds(self, prefills: tuple[tuple[int, int], ...]) -> float:
+        """See `PrefillAttention`."""
         return sum(float(self.tables.grid_seconds("prefill_attention", n, np.array(start))) for start, n in prefills)
 
 

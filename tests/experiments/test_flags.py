@@ -9,6 +9,7 @@ from absl import flags
 
 from engine.config import EngineConfig, LayerKVConfig
 from experiments import common_flags
+from experiments.flag_parsers import parse_bytes
 from experiments.run_record import flagfile_text
 from tests.experiments import programs
 
@@ -148,9 +149,9 @@ def test_a_flagfile_keeps_that_copies_are_whole(parsed, tmp_path):
 def test_bytes(text, value):
     if value is None:
         with pytest.raises(ValueError, match="expected bytes such as"):
-            common_flags.parse_bytes(text)
+            parse_bytes(text)
     else:
-        assert common_flags.parse_bytes(text) == value
+        assert parse_bytes(text) == value
 
 
 ABSURD = {
