@@ -98,30 +98,34 @@ def main() -> int:
         "whole": partial(by_hand, [[pages] for pages in layers]),
         "plain": plain,
     }
+    about = {"gib": num_bytes / 2**30, "layers": LAYERS.value, "dtype": dtype, "page_size": spec.page_size}
+    report(interleaved(ways, REPEATS.value), 2 * num_bytes, about | {"link_unit": unit})
+    return 0
+
+
+def interleaved(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each repeat of every way, which take turns; a first round is discarded."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(-1, REPEATS.value):
+    for repeat in range(-1, repeats):
         for name in sorted(ways, reverse=bool(repeat % 2)):
             start = time.perf_counter()
             ways[name]()
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - start)
-    speed = {name: 2 * num_bytes / float(np.median(s)) / 1e9 for name, s in seconds.items()}
+    return seconds
+
+
+def report(seconds: dict[str, list[float]], num_bytes: int, about: dict[str, Any]) -> None:
+    """Prints the table and the JSON line. `num_bytes`: moved in each repeat; `about`: what was measured."""
+    speed = {name: num_bytes / float(np.median(s)) / 1e9 for name, s in seconds.items()}
     ratio = {name: np.divide(s, seconds["engine"]) for name, s in seconds.items()}
     rows = [[n, speed[n], float(np.median(r)), f"{min(r):.2f}-{max(r):.2f}"] for n, r in ratio.items()]
     print(format_table(["way", "GB/s", "engine / it", "range"], rows))
-    line: dict[str, Any] = {
-        "bench": "swap",
-        "gib": num_bytes / 2**30,
-        "layers": LAYERS.value,
-        "dtype": dtype,
-        "page_size": spec.page_size,
-        "link_unit": unit,
-    }
+    line: dict[str, Any] = {"bench": "swap"} | about
     line |= {f"{name}_gbs": rounded(v) for name, v in speed.items()}
     line |= {f"engine_over_{name}": rounded(float(np.median(r))) for name, r in ratio.items() if name != "engine"}
     line["engine_over_by_hand"] = min(line["engine_over_pieces"], line["engine_over_whole"])
     print(json.dumps(line))
-    return 0
 
 
 if __name__ == "__main__":
